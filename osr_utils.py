@@ -1,0 +1,1011 @@
+"""Shared helpers of the notebooks: data, contract, models, training, metrics, weights, results.
+
+An *OOD score* is higher for inputs that look more out-of-distribution (OOD); OOD is the positive
+class of every metric. Images are float32 (N, 1, 28, 28) in [0, 1] wherever a model sees them.
+"""
+
+import hashlib
+import importlib.util
+import json
+import math
+import os
+import random
+import tempfile
+import time
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import Dataset
+from tqdm.auto import tqdm
+
+ROOT = Path(__file__).resolve().parent
+OOD_LABEL = 10  # the label, and the index of the logit, that means "unknown"
+
+
+def profile():
+    """Return the run's profile, ``"full"`` (the default) or ``"demo"``, from ``OSR_PROFILE``.
+
+    Raises
+    ------
+    ValueError
+        If ``OSR_PROFILE`` holds anything else.
+    """
+    value = os.environ.get("OSR_PROFILE") or "full"
+    if value not in ("full", "demo"):
+        raise ValueError(f"OSR_PROFILE={value!r}: use 'full' (real data) or 'demo' (no download)")
+    return value
+
+
+def retraining():
+    """Return True when ``OSR_RETRAIN=1`` asks for every model to be trained from scratch."""
+    return os.environ.get("OSR_RETRAIN") == "1"
+
+
+def seeds():
+    """Return the seeds to evaluate: 0 (its weights ship), and those in ``SEEDS`` on a retrain."""
+    if not retraining():
+        return [0]
+    return sorted({0} | {int(seed) for seed in os.environ.get("SEEDS", "0").split(",")})
+
+
+def output_dir():
+    """Return the folder that receives figures/ and report/results/ (``OSR_OUTPUT`` moves it)."""
+    default = ROOT if profile() == "full" else ROOT / ".demo"
+    return Path(os.environ.get("OSR_OUTPUT") or default).resolve()
+
+
+# --- data -----------------------------------------------------------------------------------------
+
+CORRUPTIONS = (
+    "brightness", "canny_edges", "dotted_line", "fog", "glass_blur", "impulse_noise",
+    "motion_blur", "rotate", "scale", "shear", "shot_noise", "spatter", "stripe", "translate",
+    "zigzag",
+)  # fmt: skip
+_NAMES = (
+    "mnist", "fashionmnist", "kmnist", "cifar10", "cifar100", "svhn", "tinyimagenet",
+    *(f"mnist_c/{corruption}" for corruption in ("identity", *CORRUPTIONS)),
+)  # fmt: skip
+_CLASSES = {"cifar100": 100, "tinyimagenet": 200}  # 10 everywhere else
+
+
+class ImageSet(NamedTuple):
+    """Decoded images of one split.
+
+    Attributes
+    ----------
+    images : uint8 array, (N, H, W) grey or (N, H, W, 3) RGB
+    labels : int64 array, (N,)
+    name : str
+        As given to `load_images`; starts with ``"demo:"`` for a stand-in.
+    note : str
+        Says where the images differ from the official data; "" where they do not.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    name: str
+    note: str = ""
+
+
+class DatasetNotFoundError(FileNotFoundError):
+    """A data set is neither cached nor downloadable."""
+
+
+def data_dir():
+    """Return the folder of the decoded data sets: ``OSR_DATA``, or data/."""
+    return Path(os.environ.get("OSR_DATA") or ROOT / "data").resolve()
+
+
+def is_available(name, split):
+    """Return whether `load_images` can answer at once, without a download."""
+    _check_name(name, split)
+    if profile() == "demo":
+        return name in _sources().DEMO
+    return _cache_path(name, split).is_file()
+
+
+def load_images(name, split):
+    """Load one split of a data set, downloading it once where it is not cached.
+
+    Parameters
+    ----------
+    name : str
+        mnist, fashionmnist, kmnist, cifar10, cifar100, svhn, tinyimagenet, mnist_c/<corruption>.
+    split : {"train", "test"}
+
+    Returns
+    -------
+    ImageSet
+
+    Raises
+    ------
+    ValueError
+        For an unknown name or split, or a cache that is damaged or holds something else.
+    DatasetNotFoundError
+        If the set is not cached and cannot be downloaded.
+    """
+    _check_name(name, split)
+    if profile() == "demo":
+        demo = _sources().DEMO
+        if name not in demo:
+            raise DatasetNotFoundError(
+                f"the demo has no stand-in for {name!r}; it has {', '.join(demo)}. "
+                "Use OSR_PROFILE=full for the real data"
+            )
+        images, labels, note = demo[name](name, split)
+        return ImageSet(images, labels, f"demo:{name}", note)
+    path = _cache_path(name, split)
+    if not path.is_file():
+        _download(name, split)
+    return _read_cache(path, name)
+
+
+def checksum(array):
+    """Return the SHA-256 of an array's dtype, shape and bytes: 12 hexadecimal digits."""
+    array = np.ascontiguousarray(array)
+    head = f"{array.dtype.str}{array.shape}".encode()
+    return hashlib.sha256(head + array.tobytes()).hexdigest()[:12]
+
+
+def to_model_input(images, device="cpu"):
+    """Turn decoded images into model input, the same way for every data set.
+
+    Grey = .299 R + .587 G + .114 B (ITU-R BT.601), bilinear resize with antialias, clip to [0, 1].
+
+    Parameters
+    ----------
+    images : uint8 array, (N, H, W) or (N, H, W, 3)
+    device : str or torch.device
+
+    Returns
+    -------
+    float32 tensor, (N, 1, 28, 28) in [0, 1]
+
+    Raises
+    ------
+    ValueError
+        If the dtype or the shape is another one.
+    """
+    images = np.asarray(images)
+    grey = images.ndim == 3
+    if images.dtype != np.uint8 or not (grey or (images.ndim == 4 and images.shape[3] == 3)):
+        raise ValueError(
+            f"expected uint8 images of shape (N, H, W) or (N, H, W, 3), found {images.dtype} "
+            f"{images.shape}; scale to 0..255 and put the colour channel last"
+        )
+    out = torch.empty(len(images), 1, 28, 28, device=device)
+    for start in range(0, len(images), 4096):  # bounds the memory of the float copies
+        x = torch.tensor(images[start : start + 4096], device=device).float() / 255
+        x = x[:, None] if grey else (x @ x.new_tensor([0.299, 0.587, 0.114]))[:, None]
+        if x.shape[2:] != (28, 28):
+            x = F.interpolate(x, (28, 28), mode="bilinear", antialias=True, align_corners=False)
+        out[start : start + 4096] = x.clamp(0, 1)
+    return out
+
+
+def digit_split(labels, digits=(8, 4)):
+    """Split a labelled set into single digits and the rest (the six sets of system C).
+
+    Parameters
+    ----------
+    labels : int array, (N,)
+    digits : sequence of int
+        The digits that get a set of their own.
+
+    Returns
+    -------
+    dict of str to int64 array
+        Ascending indices: one entry a digit ("8", "4"), and "rest".
+    """
+    labels = np.asarray(labels)
+    parts = {str(digit): np.flatnonzero(labels == digit) for digit in digits}
+    parts["rest"] = np.flatnonzero(~np.isin(labels, digits))
+    return parts
+
+
+def sample_split(n, sizes, seed):
+    """Draw disjoint random subsets of ``range(n)``.
+
+    Parameters
+    ----------
+    n : int
+    sizes : sequence of int
+    seed : int
+
+    Returns
+    -------
+    list of int64 array
+        One array of distinct indices a size, in random order.
+
+    Raises
+    ------
+    ValueError
+        If more than `n` indices are asked for.
+    """
+    if sum(sizes) > n:
+        raise ValueError(f"asked for {sum(sizes)} of {n} images; ask for fewer")
+    order = np.random.default_rng(seed).permutation(n)
+    return np.split(order[: sum(sizes)], np.cumsum(sizes)[:-1])
+
+
+def augment(images, generator, degrees=15.0, translate=0.1):
+    """Rotate and shift every image of a batch by its own random amount, in one call.
+
+    Parameters
+    ----------
+    images : float tensor, (N, C, S, S)
+        Black (0) is the background that fills in.
+    generator : torch.Generator
+        On the CPU, so that one seed draws the same numbers on every device.
+    degrees : float
+        Largest rotation either way.
+    translate : float
+        Largest shift either way, as a share of the side.
+
+    Returns
+    -------
+    float tensor, (N, C, S, S)
+    """
+    n = len(images)
+    draw = torch.rand(3, n, generator=generator).to(images.device) * 2 - 1
+    angle = draw[0] * math.radians(degrees)
+    cos, sin = angle.cos(), angle.sin()
+    shift = draw[1:] * 2 * translate  # the grid runs from -1 to 1
+    theta = torch.stack([cos, -sin, shift[0], sin, cos, shift[1]], 1).view(n, 2, 3)
+    grid = F.affine_grid(theta, images.shape, align_corners=False)
+    return F.grid_sample(images, grid, align_corners=False)
+
+
+class CombinedDataset(Dataset):
+    """Known images followed by OOD images, as in the course's ``project_utils``.
+
+    Parameters
+    ----------
+    mnist, ood : map-style dataset of (image, label)
+        The labels of `ood` are replaced by 10.
+    transform_mnist, transform_ood : callable, optional
+        Applied to the image on access.
+    """
+
+    def __init__(self, mnist, ood, transform_mnist=None, transform_ood=None):
+        self.mnist, self.ood = mnist, ood
+        self.transform_mnist, self.transform_ood = transform_mnist, transform_ood
+
+    def __len__(self):
+        return len(self.mnist) + len(self.ood)
+
+    def __getitem__(self, index):
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"index {index} in a data set of {len(self)}")
+        index %= len(self)
+        if index < len(self.mnist):
+            image, label = self.mnist[index]
+            transform = self.transform_mnist
+        else:
+            image, label = self.ood[index - len(self.mnist)][0], OOD_LABEL
+            transform = self.transform_ood
+        return (transform(image) if transform else image), int(label)
+
+
+def _check_name(name, split):
+    if name not in _NAMES:
+        raise ValueError(f"unknown data set {name!r}; known are {', '.join(_NAMES)}")
+    if split not in ("train", "test"):
+        raise ValueError(f"unknown split {split!r} of {name!r}; use 'train' or 'test'")
+
+
+def _cache_path(name, split):
+    return data_dir() / f"{name}-{split}.npz"
+
+
+def _read_cache(path, name):
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {key: file[key] for key in file.files}
+        images, labels = arrays["images"], arrays["labels"]
+    except Exception as error:  # numpy and zipfile raise a dozen kinds for a damaged file
+        raise ValueError(f"{path} is damaged or no image cache ({error!r}); {_MEND}") from error
+    classes = _CLASSES.get(name, 10)
+    if images.dtype != np.uint8 or images.shape[3:] not in ((), (3,)) or images.ndim < 3:
+        problem = f"images are {images.dtype} {images.shape}, not uint8 (N, H, W) or (N, H, W, 3)"
+    elif labels.dtype != np.int64 or labels.shape != images.shape[:1] or not len(labels):
+        problem = f"labels are {labels.dtype} {labels.shape} for {len(images)} images"
+    elif labels.min() < 0 or labels.max() >= classes:
+        problem = f"labels run from {labels.min()} to {labels.max()}, not within 0..{classes - 1}"
+    else:
+        return ImageSet(images, labels, name, str(arrays.get("note", "")))
+    raise ValueError(f"{path} is no cache of {name}: {problem}; {_MEND}")
+
+
+_MEND = "delete it and run `make data`, or point OSR_DATA at a good copy"
+
+
+def _download(name, split):
+    """Build the decoded cache of a set from its official source."""
+    path = _cache_path(name, split)
+    problem = None
+    if name == "mnist_c/identity":
+        problem = "it is MNIST-test itself"
+    elif name.startswith("mnist_c/") and split == "train":
+        problem = "MNIST-C is used as a test set only"
+    elif not _sources().online():
+        problem = "the network does not answer"
+    if problem is None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+                for target, images, labels in _sources().official(name, split, folder):
+                    with atomic_path(_cache_path(target, split)) as temporary:
+                        with open(temporary, "wb") as file:
+                            np.savez_compressed(file, images=images, labels=labels)
+        except (OSError, RuntimeError) as error:  # what torchvision raises for a failed download
+            problem = f"the download failed ({error!r})"
+        else:
+            return
+    raise DatasetNotFoundError(
+        f"no {path.name} in {path.parent}, and {problem}. Three ways out: run `make data` with a "
+        "network; set OSR_DATA to a folder that has the file; or set OSR_PROFILE=demo, which "
+        "needs no data"
+    )
+
+
+@cache
+def _sources():
+    """Import data/sources.py by its path: "data" is too common a name for an import."""
+    spec = importlib.util.spec_from_file_location("osr_sources", ROOT / "data/sources.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+# --- contract -------------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def eval_model(model, data_loader, device):
+    """Return a model's accuracy on known digits, on unknowns, and on all of them together.
+
+    Parameters
+    ----------
+    model : callable
+        ``model(images)`` returns (N, 11) scores whose argmax is the verdict, or (N,) integer
+        verdicts in 0..10; 10 means unknown. Called exactly once a batch, in eval mode; its
+        train/eval mode is restored afterwards.
+    data_loader : iterable of (images, labels)
+        Labels 0..9 are known digits, 10 is unknown.
+    device : str or torch.device
+
+    Returns
+    -------
+    (acc_mnist, acc_ood, acc_total) : tuple of float
+        Fractions in [0, 1]; nan for a side that has no samples.
+
+    Raises
+    ------
+    ValueError
+        If outputs or labels break the contract, or the loader is empty.
+    """
+    with evaluation_mode(model):
+        if isinstance(model, nn.Module):
+            model.to(device)
+        hits, counts = torch.zeros(2, dtype=torch.long), torch.zeros(2, dtype=torch.long)
+        for images, labels in data_loader:
+            labels = _check_labels(labels)
+            hit = _verdicts(model(images.to(device)), len(labels)).cpu() == labels
+            unknown = labels == OOD_LABEL
+            hits += torch.stack([(hit & ~unknown).sum(), (hit & unknown).sum()])
+            counts += torch.stack([(~unknown).sum(), unknown.sum()])
+    if counts.sum() == 0:
+        raise ValueError("the data loader is empty: give it at least one batch")
+    hits, counts = hits.tolist(), counts.tolist()
+    known, ood = (h / n if n else math.nan for h, n in zip(hits, counts, strict=True))
+    return known, ood, sum(hits) / sum(counts)
+
+
+def ood_score(logits):
+    """Return the garbage margin z[10] - max z[0..9] of (N, 11) logits, (N,): higher = more OOD."""
+    return logits[:, OOD_LABEL] - logits[:, :OOD_LABEL].max(1).values
+
+
+@contextmanager
+def evaluation_mode(model):
+    """Put a module into eval mode, and give every submodule its own mode back afterwards."""
+    modes = {m: m.training for m in model.modules()} if isinstance(model, nn.Module) else {}
+    for module in modes:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _check_labels(labels):
+    labels = torch.as_tensor(labels).cpu()
+    if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex():
+        raise ValueError(
+            f"expected (N,) integer labels, found {labels.dtype} {tuple(labels.shape)}; use 0..9 for "
+            "digits, 10 for unknown"
+        )
+    if len(labels) and (labels.min() < 0 or labels.max() > OOD_LABEL):
+        raise ValueError(
+            f"labels run from {labels.min()} to {labels.max()}: use 0..9 for digits, 10 for unknown"
+        )
+    return labels.long()
+
+
+def _verdicts(output, n):
+    if not isinstance(output, torch.Tensor):
+        raise ValueError(
+            f"the model returned a {type(output).__name__}: return one tensor, (N, 11) scores or "
+            "(N,) verdicts"
+        )
+    integer = not (output.is_floating_point() or output.is_complex() or output.dtype == torch.bool)
+    if output.shape == (n,) and integer:
+        if n and (output.min() < 0 or output.max() > OOD_LABEL):
+            raise ValueError(
+                f"verdicts run from {output.min()} to {output.max()}: use 0..9 for digits, 10 for "
+                "unknown"
+            )
+        return output
+    if output.shape != (n, OOD_LABEL + 1):
+        hint = "; add an eleventh score for 'unknown'" if output.shape == (n, OOD_LABEL) else ""
+        raise ValueError(
+            f"the model returned {output.dtype} {tuple(output.shape)} for {n} images: return "
+            f"({n}, 11) scores or ({n},) integer verdicts{hint}"
+        )
+    if output.isnan().any():
+        raise ValueError(
+            f"{int(output.isnan().any(1).sum())} of {n} score rows hold NaN: check the model for "
+            "divisions by zero, logarithms of zero, or weights that diverged"
+        )
+    return output.argmax(1)
+
+
+# --- models (of the shipped weights) --------------------------------------------------------------
+
+
+class MultitaskAutoencoder(nn.Module):
+    """System A: one encoder, a decoder and a classifier; the error is the eleventh logit.
+
+    ``forward`` takes (N, 1, 28, 28) in [0, 1] and returns (N, 11): ten class logits z and
+    alpha * e, where e is the mean squared reconstruction error over the 784 pixels, both images
+    in [-1, 1]. So x is unknown iff alpha > max z / e.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 32, 3, padding=1)
+        self.conv2 = nn.Conv2d(32, 64, 3, padding=1)
+        self.to_latent = nn.Linear(64 * 7 * 7, 128)
+        self.from_latent = nn.Linear(128, 64 * 7 * 7)
+        self.deconv1 = nn.ConvTranspose2d(64, 32, 2, stride=2)
+        self.deconv2 = nn.ConvTranspose2d(32, 1, 2, stride=2)
+        self.classifier = nn.Linear(128, 10)
+        self.register_buffer("alpha", torch.ones(()))
+
+    def encode(self, x):
+        """Return the (N, 128) latent vectors."""
+        x = x * 2 - 1  # [0, 1] => [-1, 1]
+        # ReLU after the pooling gives the same result as before it, on a quarter of the pixels.
+        x = F.relu(F.max_pool2d(self.conv1(x), 2))  # 28x28 => 14x14
+        x = F.relu(F.max_pool2d(self.conv2(x), 2))  # 14x14 => 7x7
+        return self.to_latent(x.flatten(1))
+
+    def decode(self, latent):
+        """Return (N, 1, 28, 28) reconstructions in [-1, 1]."""
+        x = self.from_latent(latent).view(-1, 64, 7, 7)
+        x = F.relu(self.deconv1(x))  # 7x7 => 14x14
+        return torch.tanh(self.deconv2(x))  # 14x14 => 28x28
+
+    def reconstruct(self, x):
+        """Return (N, 1, 28, 28) reconstructions in [0, 1], for pictures."""
+        return (self.decode(self.encode(x)) + 1) / 2
+
+    def logits_and_error(self, x):
+        """Return the (N, 10) class logits and the (N,) reconstruction errors."""
+        latent = self.encode(x)
+        error = (self.decode(latent) - (x * 2 - 1)).square().flatten(1).mean(1)
+        return self.classifier(latent), error
+
+    def forward(self, x):
+        logits, error = self.logits_and_error(x)
+        return torch.cat([logits, self.alpha * error[:, None]], 1)
+
+
+SHIPPED = {"multitask_autoencoder": MultitaskAutoencoder}
+
+
+# --- training -------------------------------------------------------------------------------------
+
+
+def seed_everything(seed):
+    """Seed Python, NumPy and torch; make float32 exact (TF32 off) and CUDA deterministic."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.deterministic = True
+
+
+def pick_device():
+    """Return the best device here: cuda, mps or cpu."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def progress(iterable, description):
+    """Wrap an iterable in a progress bar that vanishes at its end; ``OSR_PROGRESS=0``: no bar."""
+    hidden = os.environ.get("OSR_PROGRESS") == "0"
+    return tqdm(iterable, desc=description, leave=False, disable=hidden)
+
+
+def train(
+    model, images, labels, loss, *, epochs, seed, batch_size=512, lr=1e-3, augmentation=None,
+    one_cycle=False, device="cpu",
+):  # fmt: skip
+    """Train a model with Adam, the whole data set on the device.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Trained in place; ends in eval mode, its parameters rounded to the half precision in
+        which `fit_or_load` stores them.
+    images : float tensor, (N, 1, 28, 28) in [0, 1]
+    labels : int tensor, (N,)
+    loss : callable
+        ``loss(model, x, y)`` -> scalar tensor.
+    epochs, batch_size : int
+    lr : float
+        Adam's learning rate; the peak of the schedule with `one_cycle`.
+    seed : int
+        Draws the order of the images and the augmentation.
+    augmentation : callable, optional
+        ``augmentation(x, generator)`` -> x, for a batch.
+    one_cycle : bool
+        Follow the one-cycle schedule (Smith & Topin 2019) instead of a constant rate.
+    device : str or torch.device
+
+    Returns
+    -------
+    list of float
+        Mean training loss of each epoch.
+
+    Raises
+    ------
+    FloatingPointError
+        If the loss is no longer finite.
+    """
+    device = torch.device(device)
+    images, labels = images.to(device), labels.to(device)
+    model.to(device, memory_format=torch.channels_last).train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=device.type != "mps")
+    steps = math.ceil(len(images) / batch_size)
+    schedule = None
+    if one_cycle:
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, epochs * steps)
+    generator = torch.Generator().manual_seed(seed)
+    history = []
+    for epoch in progress(range(epochs), type(model).__name__):
+        total = torch.zeros((), device=device)
+        for index in torch.randperm(len(images), generator=generator).to(device).split(batch_size):
+            x, y = images[index], labels[index]
+            if augmentation:
+                x = augmentation(x, generator)
+            with torch.autocast(device.type, torch.bfloat16, enabled=_has_bf16(device)):
+                value = loss(model, x, y)
+            optimizer.zero_grad()
+            value.backward()
+            optimizer.step()
+            if schedule:
+                schedule.step()
+            total += value.detach() * len(index)
+        history.append(float(total) / len(images))
+        if not math.isfinite(history[-1]):
+            raise FloatingPointError(f"the loss is {history[-1]} in epoch {epoch}; lower lr ({lr})")
+    model.eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(parameter.half())
+    return history
+
+
+def _has_bf16(device):
+    """Return whether the processor has bfloat16 instructions (emulated ones cost time)."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+
+
+# --- scores and metrics ---------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def predict(function, images, batch_size=1000):
+    """Apply a function to a tensor of images in batches.
+
+    Parameters
+    ----------
+    function : callable
+        A model, or one of its methods: x -> tensor, or a tuple of tensors.
+    images : float tensor, (N, 1, 28, 28)
+    batch_size : int
+
+    Returns
+    -------
+    tensor or tuple of tensor
+        The results of all batches, on the CPU.
+    """
+    parts = [function(x) for x in images.split(batch_size)]
+    if isinstance(parts[0], tuple):
+        return tuple(torch.cat(part).cpu() for part in zip(*parts, strict=True))
+    return torch.cat(parts).cpu()
+
+
+def ood_metrics(id_scores, ood_scores):
+    """Compare the OOD scores of known and unknown samples; exact with ties.
+
+    Parameters
+    ----------
+    id_scores, ood_scores : array or tensor of finite numbers
+        Higher = more OOD.
+
+    Returns
+    -------
+    dict of str to float
+        ``auroc``; ``aupr_in`` and ``aupr_out``, the average precision with the known (score
+        negated) or the unknown as the positive class, summed as in scikit-learn's
+        ``average_precision_score``; ``fpr95``, the share of known samples flagged at the first
+        threshold that flags at least 95 % of the unknown ones.
+
+    Raises
+    ------
+    ValueError
+        If a side is empty or not finite.
+    """
+    sides = []
+    for name, scores in (("id_scores", id_scores), ("ood_scores", ood_scores)):
+        scores = torch.as_tensor(scores).detach().cpu().double().flatten().numpy()
+        if not scores.size or not np.isfinite(scores).all():
+            what = "is empty" if not scores.size else "holds NaN or infinite values"
+            raise ValueError(f"{name} {what}: give at least one finite score a side")
+        sides.append(np.sort(scores)[::-1])
+    known, unknown = sides
+    # After merging, ends marks the last sample of each group of equal scores, highest first.
+    scores = np.concatenate(sides)
+    order = np.argsort(-scores, kind="stable")  # two sorted runs: a merge
+    ends = np.append(np.flatnonzero(np.diff(scores[order])), scores.size - 1)
+    hits = np.cumsum(order >= known.size)[ends]  # unknown samples flagged at each threshold
+    alarms = ends + 1 - hits  # known samples flagged
+    n_id, n_ood = known.size, unknown.size
+    new_hits, new_alarms = np.diff(hits, prepend=0), np.diff(alarms, prepend=0)
+    area = np.dot(new_alarms.astype(float), hits - new_hits / 2)
+    kept, missed = n_id - alarms + new_alarms, n_ood - hits + new_hits  # from the low end
+    return {
+        "auroc": float(area / n_id / n_ood),
+        "aupr_in": float(np.dot(new_alarms / n_id, kept / (kept + missed))),
+        "aupr_out": float(np.dot(new_hits / n_ood, hits / (hits + alarms))),
+        "fpr95": float(alarms[np.searchsorted(hits / n_ood, 0.95)] / n_id),
+    }
+
+
+@torch.inference_mode()
+def calibrate_alpha_percentile(model, loader, device, percentile):
+    """Choose alpha so that a given share of known calibration images stays known.
+
+    An image x is unknown iff alpha > r(x) = max z(x) / max(e(x), 1e-12), with the class logits z
+    and the reconstruction error e; so alpha = quantile_{1-p}(r), linearly interpolated.
+
+    Parameters
+    ----------
+    model : nn.Module
+        With ``logits_and_error(x)`` -> (N, 10), (N,); used in eval mode.
+    loader : iterable of (images, ...)
+        Known images only, without augmentation.
+    device : str or torch.device
+    percentile : float in [0, 1]
+        Share p of the images to keep known.
+
+    Returns
+    -------
+    float
+
+    Raises
+    ------
+    ValueError
+        If the loader is empty, p is out of range, or alpha is not finite and positive.
+    """
+    if not 0 <= percentile <= 1:
+        raise ValueError(f"percentile is {percentile}: give the share to keep known, 0..1")
+    model.to(device)
+    ratios = []
+    with evaluation_mode(model):
+        for images, *_ in loader:
+            logits, error = model.logits_and_error(images.to(device))
+            ratios.append((logits.max(1).values / error.clamp_min(1e-12)).cpu().double())
+    if not sum(map(len, ratios)):
+        raise ValueError("the calibration loader is empty: give it known images")
+    alpha = float(np.quantile(torch.cat(ratios).numpy(), 1 - percentile))
+    if not (math.isfinite(alpha) and alpha > 0):
+        raise ValueError(
+            f"alpha is {alpha} at percentile {percentile}: the class logits of that share of the "
+            "images are not positive. Train longer, or keep a smaller share"
+        )
+    return alpha
+
+
+# --- weights, results, figures --------------------------------------------------------------------
+
+
+def fit_or_load(name, config, train, *, build, data, note=""):
+    """Load a model's stored weights, or train it and store them.
+
+    Parameters
+    ----------
+    name : str
+    config : dict
+        Everything that shapes the weights, JSON-able, with "seed".
+    train : callable
+        ``train(model)`` trains in place (and calibrates what the model keeps in buffers).
+    build : callable
+        ``build()`` -> nn.Module, called right after `seed_everything`.
+    data : dict of str to array
+        The training and calibration arrays; their checksums enter the hash of the weights.
+    note : str
+        Of the training set, where it differs from the official data (`ImageSet.note`).
+
+    Returns
+    -------
+    nn.Module
+        On the CPU, in eval mode, as loading from disk gives it; its ``checkpoint`` attribute
+        names the file.
+
+    Raises
+    ------
+    ValueError
+        If weights for this configuration exist for other training data (and `note` is empty),
+        or a file of weights is damaged or does not fit.
+    """
+    sums = {key: checksum(value) for key, value in data.items()}
+    config = json.loads(json.dumps(config))
+    digest = hashlib.sha256(json.dumps([config, sums], sort_keys=True).encode()).hexdigest()[:12]
+    path = checkpoint_dir() / f"{name}-{digest}.safetensors"
+    if not path.is_file():
+        for other in sorted(checkpoint_dir().glob(f"{name}-*.safetensors")):
+            meta = _read_metadata(other)
+            if meta["config"] != config:
+                continue
+            if not note:
+                raise ValueError(
+                    f"{other.name} was trained on other data: {meta['data']} there, {sums} here. "
+                    "Check the data set with notebook 01, or retrain with OSR_RETRAIN=1"
+                )
+            print(f"{name}: shipped weights; this machine's training set differs ({note})")
+            return _load_weights(build(), other)
+        seed_everything(config["seed"])
+        model = build()
+        start = time.perf_counter()
+        train(model)
+        _save_weights(model, path, name, config, sums, round(time.perf_counter() - start, 1))
+    return _load_weights(build(), path)
+
+
+def load_model(name, device="cpu"):
+    """Return a shipped 11-output model, ready to use.
+
+    Parameters
+    ----------
+    name : str
+        One of `list_models`.
+    device : str or torch.device
+
+    Returns
+    -------
+    nn.Module
+        In eval mode; (N, 1, 28, 28) in [0, 1] -> (N, 11) finite float32 logits.
+
+    Raises
+    ------
+    ValueError
+        For an unknown name, or weights that are damaged.
+    FileNotFoundError
+        If the weights are not there.
+    """
+    if name not in SHIPPED:
+        raise ValueError(f"no shipped model {name!r}; there are {', '.join(SHIPPED)}")
+    return _load_weights(SHIPPED[name](), _shipped_path(name)).to(device)
+
+
+def list_models():
+    """Return {name: {"file", "config", "trained", "metrics"}} of the shipped models.
+
+    "trained" says when, where and for how long; "metrics" are the seed-0 rows that the notebooks
+    saved for the model, as {"method | id | ood | metric": value}.
+    """
+    models = {}
+    rows = [row for path in sorted(results_dir().glob("*.json")) for row in read_results(path.stem)]
+    for name in SHIPPED:
+        path = _shipped_path(name)
+        meta = _read_metadata(path)
+        metrics = {
+            " | ".join(row[key] for key in ("method", "id", "ood", "metric")): row["value"]
+            for row in rows
+            if row["seed"] == 0 and row["weights"] == path.stem
+        }
+        models[name] = {"file": path.name, "config": meta["config"], "trained": meta["trained"]}
+        models[name]["metrics"] = metrics
+    return models
+
+
+def save_results(notebook, rows, config, data_notes=None):
+    """Write a notebook's rows to report/results/<notebook>.json, atomically.
+
+    Rows of the committed file whose seed was not computed this time are kept.
+
+    Parameters
+    ----------
+    notebook : str
+        Such as "03_alpha_calibration".
+    rows : list of dict
+        With system, method, id, ood ("" where none), seed, metric, value (a finite number), and
+        weights (the checkpoint that gave the value, "" where none).
+    config : dict
+    data_notes : dict of str to str, optional
+        Set name -> note, for the sets that differ from the official data.
+
+    Raises
+    ------
+    ValueError
+        If a row lacks a key, repeats another, or its value is not finite.
+    """
+    keys = ("system", "method", "id", "ood", "seed", "metric")
+    seen = set()
+    for row in rows:
+        if set(row) != {*keys, "value", "weights"} or not math.isfinite(row["value"]):
+            raise ValueError(f"bad row {row}: give {', '.join(keys)}, a finite value and weights")
+        identity = tuple(row[key] for key in keys)
+        if identity in seen:
+            raise ValueError(f"the row {identity} stands twice: give each a method of its own")
+        seen.add(identity)
+    rows = [{**row, "value": round(float(row["value"]), 6)} for row in rows]
+    if profile() == "full" and (ROOT / f"report/results/{notebook}.json").is_file():
+        computed = {row["seed"] for row in rows}
+        series = {tuple(row[key] for key in keys if key != "seed") for row in rows}
+        for row in read_results(notebook, ROOT / "report/results"):
+            name = tuple(row[key] for key in keys if key != "seed")
+            if row["seed"] not in computed and name in series:
+                rows.append(row)
+    content = {
+        "profile": profile(), "config": config, "data_notes": data_notes or {}, "rows": rows,
+    }  # fmt: skip
+    text = json.dumps(content, indent=1, sort_keys=False, ensure_ascii=False)
+    text = text.replace('{\n   "system"', '{"system"').replace(",\n   ", ", ").replace("\n  }", "}")
+    with atomic_path(results_dir() / f"{notebook}.json") as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def read_results(notebook, folder=None):
+    """Return the rows that `save_results` wrote; [] where there are none yet."""
+    path = (folder or results_dir()) / f"{notebook}.json"
+    return json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []
+
+
+def results_dir():
+    """Return the folder of the result files."""
+    return output_dir() / "report/results"
+
+
+def checkpoint_dir():
+    """Return the folder of the weights: the shipped ones, unless this run trains its own."""
+    own = profile() == "demo" or retraining()
+    return output_dir() / "checkpoints" if own else ROOT / "data/checkpoints"
+
+
+COLUMN_WIDTH, PAGE_WIDTH = 3.3, 6.8  # inches
+# Okabe & Ito's palette, which colour-blind readers tell apart: one colour a data set or method.
+COLORS = {
+    "mnist": "#0072B2", "fashionmnist": "#D55E00", "cifar10": "#009E73", "kmnist": "#CC79A7",
+    "svhn": "#E69F00", "tinyimagenet": "#56B4E9", "reference": "#777777",
+}  # fmt: skip
+
+
+def use_report_style():
+    """Set matplotlib to the report's style: 8 pt, thin lines, no top and right spines."""
+    import matplotlib.pyplot as plt  # noqa: PLC0415
+
+    plt.rcParams.update({
+        "font.size": 8, "axes.titlesize": 8, "legend.fontsize": 7, "legend.frameon": False,
+        "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.6,
+        "lines.linewidth": 1.2, "figure.figsize": (COLUMN_WIDTH, 2.4), "figure.dpi": 120,
+        "figure.constrained_layout.use": True, "savefig.dpi": 200, "image.cmap": "gray",
+        "pdf.fonttype": 42,
+    })  # fmt: skip
+
+
+def save_figure(fig, name):
+    """Write a figure to figures/<name>.png and .pdf, atomically and without a date."""
+    for suffix, dates in ((".png", {"Software": None}), (".pdf", {"CreationDate": None})):
+        with atomic_path(output_dir() / "figures" / f"{name}{suffix}") as temporary:
+            fig.savefig(temporary, format=suffix[1:], metadata=dates)
+
+
+@contextmanager
+def atomic_path(path):
+    """Yield a temporary path that becomes `path` on success and vanishes on failure."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=path.suffix)
+    except OSError as error:
+        raise OSError(
+            f"cannot write {path}: {error.strerror}. Make {path.parent} a writable folder"
+        ) from error
+    os.close(handle)
+    try:
+        yield Path(temporary)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def _save_weights(model, path, name, config, sums, seconds):
+    from safetensors.torch import save  # noqa: PLC0415
+
+    parameters = dict(model.named_parameters())
+    tensors = {  # parameters in half precision; buffers (statistics, alpha) as they are
+        key: (value.half() if key in parameters else value).detach().cpu().contiguous()
+        for key, value in model.state_dict().items()
+    }
+    device = next(model.parameters()).device.type
+    trained = {"seconds": seconds, "device": device, "torch": torch.__version__}
+    meta = {"name": name, "config": config, "data": sums, "trained": trained}
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(save(tensors, {"meta": json.dumps(meta, sort_keys=True)}))
+
+
+def _load_weights(model, path):
+    from safetensors.torch import load_file  # noqa: PLC0415
+
+    try:
+        state = load_file(path)
+        model.load_state_dict({
+            key: value.float() if value.is_floating_point() else value
+            for key, value in state.items()
+        })
+    except Exception as error:
+        raise ValueError(
+            f"{path} is damaged or does not fit {type(model).__name__} ({error}); restore it with "
+            "`git checkout data/checkpoints`, or retrain with OSR_RETRAIN=1"
+        ) from error
+    model.checkpoint = path.stem
+    return model.eval()
+
+
+def _read_metadata(path):
+    from safetensors import safe_open  # noqa: PLC0415
+
+    try:
+        with safe_open(path, "pt") as file:
+            return json.loads(file.metadata()["meta"])
+    except Exception as error:
+        raise ValueError(f"{path} is damaged or no weight file ({error!r}); delete it") from error
+
+
+def _shipped_path(name):
+    """Return the path of a shipped model's weights."""
+    paths = sorted(checkpoint_dir().glob(f"{name}-*.safetensors"))
+    paths = [path for path in paths if _read_metadata(path)["config"]["seed"] == 0]
+    if len(paths) != 1:
+        raise FileNotFoundError(
+            f"{len(paths)} weight files {name}-*.safetensors in {checkpoint_dir()}, not one; "
+            "restore them with `git checkout data/checkpoints` or run the notebooks"
+        )
+    return paths[0]
