@@ -430,8 +430,8 @@ def _check_labels(labels):
     labels = torch.as_tensor(labels).cpu()
     if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex():
         raise ValueError(
-            f"expected (N,) integer labels, found {labels.dtype} {tuple(labels.shape)}; use 0..9 for "
-            "digits, 10 for unknown"
+            f"expected (N,) integer labels, found {labels.dtype} {tuple(labels.shape)}; use 0..9 "
+            "for digits, 10 for unknown"
         )
     if len(labels) and (labels.min() < 0 or labels.max() > OOD_LABEL):
         raise ValueError(
@@ -629,7 +629,7 @@ def _has_bf16(device):
 
 
 @torch.inference_mode()
-def predict(function, images, batch_size=1000):
+def predict(function, images, batch_size=250):
     """Apply a function to a tensor of images in batches.
 
     Parameters
@@ -780,7 +780,7 @@ def fit_or_load(name, config, train, *, build, data, note=""):
     path = checkpoint_dir() / f"{name}-{digest}.safetensors"
     if not path.is_file():
         for other in sorted(checkpoint_dir().glob(f"{name}-*.safetensors")):
-            meta = _read_metadata(other)
+            meta = checkpoint_metadata(other)
             if meta["config"] != config:
                 continue
             if not note:
@@ -834,7 +834,7 @@ def list_models():
     rows = [row for path in sorted(results_dir().glob("*.json")) for row in read_results(path.stem)]
     for name in SHIPPED:
         path = _shipped_path(name)
-        meta = _read_metadata(path)
+        meta = checkpoint_metadata(path)
         metrics = {
             " | ".join(row[key] for key in ("method", "id", "ood", "metric")): row["value"]
             for row in rows
@@ -896,6 +896,35 @@ def read_results(notebook, folder=None):
     """Return the rows that `save_results` wrote; [] where there are none yet."""
     path = (folder or results_dir()) / f"{notebook}.json"
     return json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []
+
+
+def format_rows(rows, seed=0):
+    """Lay out rows as a text table: one line a method and unknown set, one column a metric.
+
+    Parameters
+    ----------
+    rows : list of dict
+        As for `save_results`.
+    seed : int or None
+        The seed to show, or None for mean ± standard deviation over the seeds.
+
+    Returns
+    -------
+    str
+        Fractions with three decimals.
+    """
+    import pandas as pd  # noqa: PLC0415
+
+    frame = pd.DataFrame(rows)
+    if seed is not None:
+        frame = frame[frame["seed"] == seed]
+    cells = frame.groupby(["method", "id", "ood", "metric"], sort=False)["value"]
+    text = cells.mean().map("{:.3f}".format)
+    if seed is None:
+        text = text + " ± " + cells.std(ddof=0).map("{:.3f}".format)
+    table = text.unstack("metric")[frame["metric"].unique()].fillna("")
+    table = table.reindex(frame.groupby(["method", "id", "ood"], sort=False).size().index)
+    return table.reset_index().to_string(index=False)
 
 
 def results_dir():
@@ -976,20 +1005,19 @@ def _load_weights(model, path):
 
     try:
         state = load_file(path)
-        model.load_state_dict({
-            key: value.float() if value.is_floating_point() else value
-            for key, value in state.items()
-        })
+        floats = (key for key, value in state.items() if value.is_floating_point())
+        model.load_state_dict(state | {key: state[key].float() for key in floats})
     except Exception as error:
         raise ValueError(
             f"{path} is damaged or does not fit {type(model).__name__} ({error}); restore it with "
             "`git checkout data/checkpoints`, or retrain with OSR_RETRAIN=1"
         ) from error
     model.checkpoint = path.stem
-    return model.eval()
+    return model.to(memory_format=torch.channels_last).eval()  # twice as fast on a processor
 
 
-def _read_metadata(path):
+def checkpoint_metadata(path):
+    """Return what a weight file says of itself: name, config, data checksums, training."""
     from safetensors import safe_open  # noqa: PLC0415
 
     try:
@@ -1002,7 +1030,7 @@ def _read_metadata(path):
 def _shipped_path(name):
     """Return the path of a shipped model's weights."""
     paths = sorted(checkpoint_dir().glob(f"{name}-*.safetensors"))
-    paths = [path for path in paths if _read_metadata(path)["config"]["seed"] == 0]
+    paths = [path for path in paths if checkpoint_metadata(path)["config"]["seed"] == 0]
     if len(paths) != 1:
         raise FileNotFoundError(
             f"{len(paths)} weight files {name}-*.safetensors in {checkpoint_dir()}, not one; "

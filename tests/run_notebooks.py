@@ -1,0 +1,187 @@
+"""Execute the notebooks top to bottom: `python tests/run_notebooks.py demo|run|notebooks|retrain`.
+
+demo       small models on data that come inside the dependencies; everything lands in .demo/
+run        real data, shipped weights; compares with what is committed, then replaces it
+notebooks  as run, and rewrites the stored outputs in notebooks/
+retrain    every model from scratch (SEEDS=0 by default); resumes where it was stopped
+"""
+
+import json
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "report")]
+
+import build  # noqa: E402
+
+import osr_utils  # noqa: E402
+
+MARKER = "# NBVAL_CHECK_OUTPUT"
+TOLERANCE = 2e-4  # of a recomputed value, on the same data
+TOLERANCE_OTHER_DATA = 2e-2  # where the set is a copy on one side and the official one on the other
+
+
+def notebooks():
+    """Return the paths of the notebooks, in order."""
+    return sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
+
+
+def execute(path, environment, timeout=None):
+    """Execute one notebook with extra environment variables; return it with its outputs."""
+    notebook = nbformat.read(path, as_version=4)
+    cells = sum(cell.cell_type == "code" for cell in notebook.cells)
+    bar = tqdm(total=cells, desc=path.stem, unit="cell", leave=False)
+    client = NotebookClient(
+        notebook,
+        timeout=timeout,
+        kernel_name="python3",
+        record_timing=False,
+        coalesce_streams=True,
+        extra_arguments=["--log-level=ERROR"],
+        resources={"metadata": {"path": str(path.parent)}},
+        on_cell_executed=lambda **_: bar.update(),
+    )
+    variables = {**os.environ, "OSR_PROGRESS": "0", **environment}
+    with bar:
+        client.execute(env={key: value for key, value in variables.items() if value is not None})
+    return notebook
+
+
+def execute_all(output, environment):
+    """Execute copies of all notebooks; figures, results and the copies land in `output`."""
+    environment = {"OSR_OUTPUT": str(output), **environment}
+    for path in notebooks():
+        start = time.perf_counter()
+        executed = execute(path, environment)
+        target = output / "notebooks" / path.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        nbformat.write(executed, target)
+        print(f"{path.stem}: {time.perf_counter() - start:.0f} s", flush=True)
+
+
+def checked_outputs(notebook):
+    """Return the text of every checked cell, as {cell id: text}."""
+    texts = {}
+    for cell in notebook.cells:
+        if cell.cell_type == "code" and cell.source.split("\n")[0] == MARKER:
+            texts[cell.id] = "".join(output.get("text", "") for output in cell.outputs)
+    return texts
+
+
+def compare_rows(committed, recomputed):
+    """Return one line a seed-0 row whose value moved, is missing, or is new."""
+    keys = ("system", "method", "id", "ood", "metric")
+    values = [
+        {tuple(row[key] for key in keys): row["value"] for row in result["rows"] if not row["seed"]}
+        for result in (committed, recomputed)
+    ]
+    noted = {
+        name.split()[0]
+        for name in {*committed["data_notes"], *recomputed["data_notes"]}
+        if committed["data_notes"].get(name) != recomputed["data_notes"].get(name)
+    }
+    lines = []
+    for key in dict.fromkeys([*values[0], *values[1]]):
+        old, new = (side.get(key) for side in values)
+        other_data = noted & {key[2], *key[3].split("+")}
+        tolerance = TOLERANCE_OTHER_DATA if other_data else TOLERANCE
+        if old is None or new is None or abs(old - new) > tolerance:
+            lines.append(f"{' | '.join(key)}: committed {old}, recomputed {new}")
+    return lines
+
+
+def compare(output):
+    """Return (what differs in value or in a checked cell, what differs only in its bytes)."""
+    differences, bytes_only = [], []
+    for path in notebooks():
+        stored, new = (
+            checked_outputs(nbformat.read(p, as_version=4))
+            for p in (path, output / "notebooks" / path.name)
+        )
+        differences += [
+            f"{path.name}, cell {cell}: stored {stored[cell]!r}, now {new.get(cell)!r}"
+            for cell in stored
+            if stored[cell] != new.get(cell)
+        ]
+        name = f"report/results/{path.stem}.json"
+        if (ROOT / name).is_file():
+            differences += compare_rows(
+                *(json.loads((p / name).read_text()) for p in (ROOT, output))
+            )
+    for path in products(output):
+        old = ROOT / path.relative_to(output)
+        if not old.is_file() or old.read_bytes() != path.read_bytes():
+            bytes_only.append(str(path.relative_to(output)))
+    return differences, bytes_only
+
+
+def products(output):
+    """Return the figures and results under a folder."""
+    return [*sorted(output.glob("figures/*.p*")), *sorted(output.glob("report/results/*.json"))]
+
+
+def install(output):
+    """Copy figures and results into the repository."""
+    for path in products(output):
+        target = ROOT / path.relative_to(output)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+    local = output / "report/results/.local"
+    if local.is_dir():
+        shutil.copytree(local, ROOT / "report/results/.local", dirs_exist_ok=True)
+
+
+def main(command):
+    start = time.perf_counter()
+    status = 0
+    if command == "demo":
+        output = ROOT / ".demo"
+        shutil.rmtree(output, ignore_errors=True)
+        execute_all(output, {"OSR_PROFILE": "demo", "OSR_RETRAIN": None})
+        build.main("demo")
+        print(f"look at {output}/report/report.pdf, {output}/figures and {output}/notebooks")
+    elif command in ("run", "notebooks"):
+        output = ROOT / ".run"
+        shutil.rmtree(output, ignore_errors=True)
+        execute_all(output, {"OSR_PROFILE": "full", "OSR_RETRAIN": None})
+        differences, bytes_only = compare(output)
+        install(output)
+        if command == "notebooks":
+            for path in notebooks():
+                shutil.copyfile(output / "notebooks" / path.name, path)
+        build.main()
+        for line in differences:
+            print("DIFFERS  " + line)
+        for line in bytes_only:
+            print("new bytes  " + line)
+        print(f"{len(differences)} differences from what is committed")
+        status = int(bool(differences) and command == "run")
+    elif command == "retrain":
+        output, finished = ROOT / ".retrain", ROOT / ".retrain/finished"
+        if finished.is_file():
+            shutil.rmtree(output)
+        execute_all(output, {"OSR_PROFILE": "full", "OSR_RETRAIN": "1"})
+        install(output)
+        shutil.rmtree(ROOT / "data/checkpoints")
+        (ROOT / "data/checkpoints").mkdir()
+        for path in (output / "checkpoints").glob("*.safetensors"):
+            if osr_utils.checkpoint_metadata(path)["config"]["seed"] == 0:
+                shutil.copyfile(path, ROOT / "data/checkpoints" / path.name)
+        finished.touch()
+        print("new weights and results are in place; `make notebooks` stores the new outputs")
+    else:
+        sys.exit(__doc__)
+    print(f"{command}: {time.perf_counter() - start:.0f} s")
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1] if len(sys.argv) == 2 else ""))

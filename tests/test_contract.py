@@ -1,0 +1,243 @@
+"""The contract of the course: eval_model, ood_score, and the modes of a module."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+import osr_utils
+from osr_utils import eval_model
+
+LABELS = [3, 7, 0, 10, 10]
+VERDICTS = [3, 10, 0, 10, 2]  # right: 2 of 3 known, 1 of 2 unknown
+
+
+def one_batch(labels, images=None):
+    labels = torch.as_tensor(labels)
+    return [(torch.zeros(len(labels), 1, 28, 28) if images is None else images, labels)]
+
+
+def scores(verdicts):
+    return F.one_hot(torch.tensor(verdicts), 11).float()
+
+
+@pytest.mark.parametrize("device", ["cpu", torch.device("cpu")])
+@pytest.mark.parametrize(
+    "output",
+    [
+        scores(VERDICTS),
+        scores(VERDICTS).double() * 100 - 1000,
+        scores(VERDICTS).bfloat16(),
+        scores(VERDICTS).long(),
+        torch.tensor(VERDICTS),
+        torch.tensor(VERDICTS, dtype=torch.int32),
+        torch.tensor(VERDICTS, dtype=torch.uint8),
+    ],
+)
+def test_accuracies_by_hand(output, device):
+    found = eval_model(lambda x: output, one_batch(LABELS), device)
+    assert found == pytest.approx((2 / 3, 1 / 2, 3 / 5), abs=1e-12)
+    assert all(type(value) is float for value in found)
+
+
+@pytest.mark.parametrize("kind", ["scores", "verdicts"])
+def test_the_published_numbers(kind):
+    labels = torch.cat([torch.arange(10_000) % 10, torch.full((10_000,), 10)])
+    verdicts = labels.clone()
+    verdicts[9_496:9_750] = 10  # 254 known images called unknown,
+    verdicts[9_750:10_000] = (labels[9_750:10_000] + 1) % 10  # 250 given another digit
+    verdicts[19_614:] = 4  # 386 unknown images called a four
+    index = torch.arange(20_000.0)[:, None]
+    loader = DataLoader(TensorDataset(index, labels), batch_size=512, shuffle=True)
+
+    def model(x):
+        found = verdicts[x[:, 0].long()]
+        return F.one_hot(found, 11) * 2.0 if kind == "scores" else found
+
+    found = eval_model(model, loader, "cpu")
+    assert found == pytest.approx((0.9496, 0.9614, 0.9555), abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    "labels, verdicts, expected",
+    [
+        ([1, 2, 3, 4], [1, 2, 3, 10], (0.75, math.nan, 0.75)),
+        ([10, 10], [10, 0], (math.nan, 0.5, 0.5)),
+        ([0], [0], (1, math.nan, 1)),
+        ([10], [9], (math.nan, 0, 0)),
+    ],
+)
+def test_a_side_without_samples_is_nan(labels, verdicts, expected):
+    found = eval_model(lambda x: torch.tensor(verdicts), one_batch(labels), "cpu")
+    assert found == pytest.approx(expected, nan_ok=True)
+
+
+def test_the_total_weighs_images_and_not_batches_or_sides():
+    loader = one_batch([1] * 9) + one_batch([10])
+    found = eval_model(lambda x: torch.full((len(x),), 1), loader, "cpu")
+    assert found == pytest.approx((1, 0, 0.9))
+
+
+def test_an_infinite_score_is_a_score():
+    output = torch.full((1, 11), -math.inf)
+    output[0, 10] = 0
+    assert eval_model(lambda x: output, one_batch([10]), "cpu")[1] == 1
+
+
+def test_one_call_a_batch_in_the_loaders_order():
+    seen = []
+
+    def model(x):
+        seen.append(x.flatten().tolist())
+        return torch.zeros(len(x), 11)
+
+    images = torch.arange(7.0)[:, None]
+    loader = DataLoader(TensorDataset(images, torch.arange(7)), batch_size=3)
+    eval_model(model, loader, "cpu")
+    assert seen == [[0, 1, 2], [3, 4, 5], [6]]
+
+
+def test_any_iterable_of_pairs_is_a_loader():
+    pairs = ([torch.zeros(1, 3), np.array([label])] for label in (0, 10))
+    assert eval_model(lambda x: torch.tensor([0]), pairs, "cpu") == (1, 0, 0.5)
+
+
+def test_no_gradient_is_recorded():
+    layer = nn.Linear(2, 11)
+    outputs = []
+
+    def model(x):
+        outputs.append(layer(x))
+        return outputs[-1]
+
+    eval_model(model, [(torch.zeros(1, 2), torch.tensor([0]))], "cpu")
+    assert not outputs[0].requires_grad
+
+
+# --- modes ----------------------------------------------------------------------------------------
+
+
+class Network(nn.Sequential):
+    """Note the modes of all modules at each call; fail on demand."""
+
+    def __init__(self, error=None):
+        super().__init__(nn.Linear(2, 11), nn.Sequential(nn.Dropout(0.9), nn.BatchNorm1d(11)))
+        self.error, self.seen = error, []
+
+    def forward(self, x):
+        self.seen.append(modes(self))
+        if self.error:
+            raise self.error
+        return super().forward(x)
+
+
+def modes(model):
+    return [module.training for module in model.modules()]
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError("boom"), KeyboardInterrupt()])
+@pytest.mark.parametrize("training", [True, False])
+def test_every_module_is_in_eval_mode_and_gets_its_own_back(training, error):
+    model = Network(error).train(training)
+    model[1][0].train(not training)
+    before = modes(model)
+    statistics = model[1][1].running_mean.clone()
+    loader = one_batch([1, 10], torch.rand(2, 2))
+    if error:
+        with pytest.raises(type(error)):
+            eval_model(model, loader, "cpu")
+    else:
+        eval_model(model, loader, "cpu")
+    assert model.seen == [[False] * 5]
+    assert modes(model) == before and len(set(before)) == 2
+    assert torch.equal(model[1][1].running_mean, statistics)
+
+
+def test_modes_come_back_after_a_broken_contract():
+    model = Network().train()
+    with pytest.raises(ValueError, match="labels run"):
+        eval_model(model, one_batch([11], torch.rand(1, 2)), "cpu")
+    assert all(modes(model)) and model.seen == []
+
+
+def test_evaluation_mode_takes_what_is_no_module():
+    with osr_utils.evaluation_mode(len):
+        pass
+
+
+# --- broken contracts -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "output, message",
+    [
+        (torch.zeros(4, 10), r"torch.float32 \(4, 10\) for 4 images.*\(4, 11\).*eleventh score"),
+        (torch.zeros(4, 12), r"\(4, 12\) for 4 images: return \(4, 11\) scores"),
+        (torch.zeros(3, 11), r"\(3, 11\) for 4 images"),
+        (torch.zeros(4, 11, 1), r"\(4, 11, 1\)"),
+        ((torch.zeros(4, 11), torch.zeros(4)), "returned a tuple: return one tensor"),
+        (np.zeros((4, 11)), "returned a ndarray: return one tensor"),
+        (None, "returned a NoneType"),
+        (torch.zeros(4), r"torch.float32 \(4,\) for 4 images.*integer verdicts"),
+        (torch.zeros(4, dtype=torch.bool), r"torch.bool \(4,\)"),
+        (torch.zeros(4, 11, dtype=torch.bool), r"torch.bool \(4, 11\)"),
+        (torch.zeros(4, 11, dtype=torch.complex64), r"torch.complex64 \(4, 11\)"),
+        (torch.zeros(4, 1, dtype=torch.long), r"torch.int64 \(4, 1\)"),
+        (torch.tensor([0, 1, 2]), r"\(3,\) for 4 images"),
+        (torch.tensor([0, 1, 2, 11]), r"verdicts run from 0 to 11: use 0\.\.9.*10 for unknown"),
+        (torch.tensor([0, 1, 2, -1]), "verdicts run from -1 to 2"),
+        (torch.zeros(()), r"torch.float32 \(\)"),
+    ],
+)
+def test_other_outputs_are_refused_with_what_was_found(output, message):
+    with pytest.raises(ValueError, match=message):
+        eval_model(lambda x: output, one_batch([1, 2, 3, 10]), "cpu")
+
+
+@pytest.mark.parametrize("column", [0, 10])
+def test_nan_scores_are_refused_wherever_they_stand(column):
+    output = torch.zeros(4, 11)
+    output[1, column] = output[3, column] = math.nan
+    with pytest.raises(ValueError, match="2 of 4 score rows hold NaN"):
+        eval_model(lambda x: output, one_batch([1, 2, 3, 10]), "cpu")
+
+
+@pytest.mark.parametrize(
+    "labels, message",
+    [
+        ([1, 11], r"labels run from 1 to 11: use 0\.\.9 for digits, 10 for unknown"),
+        ([-1, 10], "labels run from -1 to 10"),
+        ([1.0, 10.0], r"\(N,\) integer labels, found torch.float32 \(2,\)"),
+        ([[1], [10]], r"found torch.int64 \(2, 1\)"),
+        (scores([1, 10]).long(), r"found torch.int64 \(2, 11\)"),
+    ],
+)
+def test_other_labels_are_refused_with_what_was_found(labels, message):
+    with pytest.raises(ValueError, match=message):
+        eval_model(lambda x: torch.zeros(2, 11), one_batch(labels), "cpu")
+
+
+@pytest.mark.parametrize("loader", [[], DataLoader(TensorDataset(torch.zeros(0, 1)))])
+def test_an_empty_loader_is_refused(loader):
+    with pytest.raises(ValueError, match="data loader is empty"):
+        eval_model(lambda x: torch.zeros(len(x), 11), loader, "cpu")
+
+
+# --- ood_score ------------------------------------------------------------------------------------
+
+
+def test_the_garbage_margin_by_hand():
+    logits = torch.zeros(3, 11)
+    logits[0, 10], logits[0, 4] = 2, 5  # 2 - 5
+    logits[1, :10], logits[1, 10] = -3, 1  # 1 + 3
+    logits[2, 0], logits[2, 9], logits[2, 10] = 1, 7, 7  # a tie
+    assert osr_utils.ood_score(logits).tolist() == [-3, 4, 0]
+
+
+def test_a_positive_margin_is_the_verdict_unknown():
+    logits = torch.randn(200, 11, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(osr_utils.ood_score(logits) > 0, logits.argmax(1) == 10)

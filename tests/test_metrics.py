@@ -1,0 +1,272 @@
+"""ood_metrics against scikit-learn, pytorch-ood and plain loops; alpha by hand; predict."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from pytorch_ood.metrics import OODMetrics
+from sklearn.metrics import average_precision_score, roc_auc_score
+from torch import nn
+
+import osr_utils
+from osr_utils import calibrate_alpha_percentile, ood_metrics
+
+# --- ood_metrics ----------------------------------------------------------------------------------
+
+
+def arrays(elements, sizes):
+    return st.one_of(*(st.lists(elements, min_size=a, max_size=b) for a, b in sizes)).map(
+        lambda values: np.array(values, dtype=float)
+    )
+
+
+SIZES = [(1, 1), (1, 30), (20, 20), (100, 100)]  # 95 % of 20 and of 100 are whole numbers
+SIDES = st.one_of(
+    st.tuples(*[arrays(st.integers(0, 4), SIZES)] * 2),  # heavy ties
+    st.tuples(*[arrays(st.floats(-1e9, 1e9), SIZES[:2])] * 2),
+)
+properties = settings(max_examples=100, deadline=None, derandomize=True, database=None)
+
+
+@properties
+@given(SIDES)
+@example((np.array([0.0]), np.array([-0.0])))
+def test_metrics_agree_with_scikit_learn(sides):
+    known, unknown = sides
+    found = ood_metrics(known, unknown)
+    is_ood = np.repeat([0, 1], [len(known), len(unknown)])
+    scores = np.concatenate(sides)
+    assert found["auroc"] == pytest.approx(roc_auc_score(is_ood, scores), abs=1e-9)
+    out = average_precision_score(is_ood, scores)
+    into = average_precision_score(1 - is_ood, -scores)
+    assert found["aupr_out"] == pytest.approx(out, abs=1e-9)
+    assert found["aupr_in"] == pytest.approx(into, abs=1e-9)
+
+
+@properties
+@given(SIDES)
+def test_metrics_agree_with_pytorch_ood(sides):
+    known, unknown = map(torch.tensor, sides)
+    labels = torch.cat([torch.zeros(len(known)), -torch.ones(len(unknown))]).long()
+    expected = OODMetrics().update(torch.cat([known, unknown]), labels).compute()
+    found = ood_metrics(known, unknown)
+    assert found["auroc"] == pytest.approx(expected["AUROC"], abs=1e-9)
+    assert found["fpr95"] == pytest.approx(expected["FPR95TPR"], abs=1e-9)
+
+
+@properties
+@given(SIDES)
+def test_metrics_agree_with_plain_loops(sides):
+    known, unknown = (side.tolist() for side in sides)
+    wins = sum((u > k) + (u == k) / 2 for u in unknown for k in known)
+    for threshold in sorted(unknown, reverse=True):
+        flagged = sum(u >= threshold for u in unknown)
+        if 20 * flagged >= 19 * len(unknown):  # at least 95 %, without rounding
+            break
+    false_alarms = sum(k >= threshold for k in known)
+    found = ood_metrics(*sides)
+    assert found["auroc"] == pytest.approx(wins / len(known) / len(unknown), abs=1e-12)
+    assert found["fpr95"] == pytest.approx(false_alarms / len(known), abs=1e-12)
+
+
+@properties
+@given(SIDES)
+def test_mirrored_scores_swap_the_roles(sides):
+    known, unknown = sides
+    found, mirrored = ood_metrics(known, unknown), ood_metrics(-unknown, -known)
+    assert found["auroc"] == pytest.approx(mirrored["auroc"], abs=1e-12)
+    assert found["aupr_in"] == pytest.approx(mirrored["aupr_out"], abs=1e-12)
+    assert ood_metrics(unknown, known)["auroc"] == pytest.approx(1 - found["auroc"], abs=1e-12)
+
+
+def test_metrics_by_hand():
+    # 3 beats 1 and 2 and ties with 3, 5 beats all four: 6.5 of 8 pairs. Unknown precision is 1
+    # at the 5 and 2/4 at the 3; known precision 1, 1, 3/4, 4/5 at 1, 2, 3, 4. To flag both
+    # unknown samples the threshold must fall to 3, where 3 and 4 of the known are flagged.
+    assert ood_metrics(np.array([1, 2, 3, 4]), np.array([3, 5])) == pytest.approx({
+        "auroc": 6.5 / 8,
+        "aupr_in": (1 + 1 + 3 / 4 + 4 / 5) / 4,
+        "aupr_out": (1 + 1 / 2) / 2,
+        "fpr95": 2 / 4,
+    })  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "known, unknown, expected",
+    [
+        ([0, 1], [2, 3, 4], (1, 1, 1, 0)),
+        ([2, 3], [0, 1], (0, (1 / 3 + 2 / 4) / 2, (1 / 3 + 2 / 4) / 2, 1)),
+        ([5], [5], (0.5, 0.5, 0.5, 1)),
+        ([5, 5, 5], [5], (0.5, 0.75, 0.25, 1)),
+    ],
+)
+def test_metrics_at_the_extremes(known, unknown, expected):
+    found = ood_metrics(np.array(known), np.array(unknown))
+    assert list(found) == ["auroc", "aupr_in", "aupr_out", "fpr95"]
+    assert tuple(found.values()) == pytest.approx(expected)
+    assert all(type(value) is float for value in found.values())
+
+
+@pytest.mark.parametrize("missed, expected", [(0, 0), (1, 0), (2, 1)])
+def test_fpr95_may_miss_one_of_twenty(missed, expected):
+    unknown = np.array([2.0] * (20 - missed) + [0.0] * missed)
+    assert ood_metrics(np.array([1.0]), unknown)["fpr95"] == expected
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [
+        torch.tensor,
+        lambda x: torch.tensor(x, requires_grad=True),
+        lambda x: torch.tensor(x)[:, None],
+        lambda x: torch.tensor(x, dtype=torch.float32),
+        lambda x: torch.tensor(x, dtype=torch.bfloat16),
+        lambda x: np.array(x, dtype=np.float32),
+        lambda x: np.array(x[::-1])[::-1],  # a view that runs backwards
+        lambda x: np.broadcast_to(x, len(x)),  # read-only
+        list,
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_metrics_take_arrays_and_tensors(convert):
+    known, unknown = [1.0, 2.0, 3.0, 4.0], [3.0, 5.0]
+    expected = ood_metrics(np.array(known), np.array(unknown))
+    assert ood_metrics(convert(known), convert(unknown)) == expected
+
+
+@pytest.mark.parametrize("convert", [np.array, torch.tensor, list])
+def test_metrics_see_differences_below_single_precision(convert):
+    values = [np.array([1.0]), np.array([1.0 + 1e-12])]
+    known, unknown = (convert(value.tolist()) for value in values)
+    if isinstance(known, torch.Tensor):
+        known, unknown = map(torch.tensor, values)
+    assert ood_metrics(known, unknown)["auroc"] == 1
+
+
+def test_single_precision_scores_count_as_they_are():
+    generator = np.random.default_rng(0)
+    known, unknown = (generator.normal(m, 1, 500).astype(np.float32) for m in (0, 1))
+    exact = ood_metrics(known.astype(np.float64), unknown.astype(np.float64))
+    assert ood_metrics(known, unknown) == exact
+
+
+@pytest.mark.parametrize("side", ["id_scores", "ood_scores"])
+@pytest.mark.parametrize(
+    "bad, message",
+    [
+        ([], "is empty"),
+        ([0.0, math.nan], "holds NaN or infinite"),
+        ([math.inf], "holds NaN or infinite"),
+        ([-math.inf, 1.0], "holds NaN or infinite"),
+    ],
+)
+def test_metrics_refuse_what_cannot_be_ranked(side, bad, message):
+    scores = {"id_scores": np.array([1.0]), "ood_scores": np.array([1.0])} | {side: np.array(bad)}
+    with pytest.raises(ValueError, match=f"{side} {message}"):
+        ood_metrics(**scores)
+
+
+# --- alpha ----------------------------------------------------------------------------------------
+
+
+class Fixed(nn.Module):
+    """Read the largest logit and the error of an image from the image itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.dropout = nn.Dropout()
+        self.modes = []
+
+    def logits_and_error(self, x):
+        self.modes += [self.training, self.dropout.training]
+        logits = (x[:, :1] - 1).repeat(1, 10)
+        logits[:, 6] = x[:, 0]
+        return logits, x[:, 1]
+
+
+def loader_of(largest, error, batch_size=3):
+    pairs = torch.stack([torch.tensor(largest), torch.tensor(error)], 1)
+    return [(part, torch.zeros(len(part))) for part in pairs.split(batch_size)]
+
+
+FIVE = loader_of([5.0, 1.0, 3.0, 2.0, 4.0], [0.5] * 5)  # r = 2, 4, 6, 8, 10
+
+
+@pytest.mark.parametrize(
+    "percentile, alpha",
+    [(1, 2), (0, 10), (0.75, 4), (0.5, 6), (0.6, 5.2), (0.9, 2.8)],
+)  # 0.6 keeps r above the 0.4 quantile: place 1.6 of 0..4, so 4 + 0.6 * 2
+def test_alpha_by_hand(percentile, alpha):
+    found = calibrate_alpha_percentile(Fixed(), FIVE, "cpu", percentile)
+    assert type(found) is float and found == pytest.approx(alpha, rel=1e-12)
+
+
+def test_alpha_of_one_image_is_its_ratio():
+    assert calibrate_alpha_percentile(Fixed(), loader_of([3.0], [0.25]), "cpu", 0.3) == 12
+
+
+@pytest.mark.parametrize("error", [0.0, 1e-20])
+def test_a_perfect_reconstruction_counts_as_1e_12(error):
+    found = calibrate_alpha_percentile(Fixed(), loader_of([2.0], [error]), "cpu", 0.5)
+    assert found == pytest.approx(2e12, rel=1e-6)
+
+
+@pytest.mark.parametrize("percentile", [0, 0.01, 0.3, 0.5, 0.75, 0.959, 0.99, 1])
+@pytest.mark.parametrize("n", [2, 10, 97])
+def test_the_share_kept_is_the_percentile(percentile, n):
+    generator = torch.Generator().manual_seed(n)
+    largest, error = torch.rand(2, n, generator=generator) + 0.1
+    loader = loader_of(largest.tolist(), error.tolist(), batch_size=8)
+    alpha = calibrate_alpha_percentile(Fixed(), loader, "cpu", percentile)
+    kept = (alpha <= (largest / error).double()).double().mean()  # unknown iff alpha > r
+    assert abs(kept - percentile) <= 1 / n + 1e-9
+
+
+@pytest.mark.parametrize("percentile", [-0.01, 1.01, 75, math.nan])
+def test_a_percentile_out_of_range_is_refused(percentile):
+    with pytest.raises(ValueError, match=f"percentile is {percentile}: .*0..1"):
+        calibrate_alpha_percentile(Fixed(), FIVE, "cpu", percentile)
+
+
+def test_calibration_without_images_is_refused():
+    with pytest.raises(ValueError, match="calibration loader is empty"):
+        calibrate_alpha_percentile(Fixed(), [], "cpu", 0.5)
+
+
+@pytest.mark.parametrize("value", [-1.0, 0.0, math.nan, math.inf])
+def test_an_alpha_that_is_no_positive_number_is_refused(value):
+    loader = loader_of([value] * 4 + [1.0], [0.5] * 5)
+    with pytest.raises(ValueError, match="alpha is .* at percentile 0.75"):
+        calibrate_alpha_percentile(Fixed(), loader, "cpu", 0.75)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_calibration_runs_in_eval_mode_and_restores_the_modes(training):
+    model = Fixed().train(training)
+    model.dropout.train(not training)
+    calibrate_alpha_percentile(model, FIVE, "cpu", 0.5)
+    assert not any(model.modes)
+    assert (model.training, model.dropout.training) == (training, not training)
+
+
+def test_calibration_restores_the_modes_after_an_error():
+    model = Fixed().train()
+    with pytest.raises(IndexError):
+        calibrate_alpha_percentile(model, [(torch.zeros(3),)], "cpu", 0.5)
+    assert model.training and model.dropout.training
+
+
+# --- predict --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 7, 100])
+def test_predict_joins_the_batches(batch_size):
+    x = torch.arange(7.0)[:, None]
+    weight = torch.ones(1, requires_grad=True)
+    found = osr_utils.predict(lambda x: x * weight * 2, x, batch_size)
+    assert found.flatten().tolist() == [0, 2, 4, 6, 8, 10, 12] and not found.requires_grad
+    double, total = osr_utils.predict(lambda x: (x * 2, x.sum(1)), x, batch_size)
+    assert double.shape == (7, 1) and total.tolist() == [0, 1, 2, 3, 4, 5, 6]
