@@ -56,8 +56,8 @@ def seeds():
 
 def output_dir():
     """Return the folder that receives figures/ and report/results/ (``OSR_OUTPUT`` moves it)."""
-    default = ROOT if profile() == "full" else ROOT / ".demo"
-    return Path(os.environ.get("OSR_OUTPUT") or default).resolve()
+    default = "." if profile() == "full" else ".demo"
+    return (ROOT / (os.environ.get("OSR_OUTPUT") or default)).resolve()
 
 
 # --- data -----------------------------------------------------------------------------------------
@@ -98,8 +98,8 @@ class DatasetNotFoundError(FileNotFoundError):
 
 
 def data_dir():
-    """Return the folder of the decoded data sets: ``OSR_DATA``, or data/."""
-    return Path(os.environ.get("OSR_DATA") or ROOT / "data").resolve()
+    """Return the folder of the decoded data sets: ``OSR_DATA`` (seen from here), or data/."""
+    return (ROOT / (os.environ.get("OSR_DATA") or "data")).resolve()
 
 
 def is_available(name, split):

@@ -21,7 +21,6 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "report")]
 
 import build  # noqa: E402
-
 import osr_utils  # noqa: E402
 
 MARKER = "# NBVAL_CHECK_OUTPUT"

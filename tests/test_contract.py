@@ -212,6 +212,7 @@ def test_nan_scores_are_refused_wherever_they_stand(column):
         ([1, 11], r"labels run from 1 to 11: use 0\.\.9 for digits, 10 for unknown"),
         ([-1, 10], "labels run from -1 to 10"),
         ([1.0, 10.0], r"\(N,\) integer labels, found torch.float32 \(2,\)"),
+        ([True, False], r"found torch.bool \(2,\)"),
         ([[1], [10]], r"found torch.int64 \(2, 1\)"),
         (scores([1, 10]).long(), r"found torch.int64 \(2, 11\)"),
     ],

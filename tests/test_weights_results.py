@@ -147,7 +147,7 @@ def test_a_config_is_compared_as_json(folder):
 
 def test_the_metadata_say_where_the_weights_come_from(folder):
     job = Job()
-    meta = osr_utils._read_metadata(folder / f"{job.run().checkpoint}.safetensors")
+    meta = osr_utils.checkpoint_metadata(folder / f"{job.run().checkpoint}.safetensors")
     assert meta["name"] == "tiny" and meta["config"] == job.config
     assert meta["data"] == {key: osr_utils.checksum(value) for key, value in job.data.items()}
     assert meta["trained"]["device"] == "cpu" and meta["trained"]["torch"] == torch.__version__
@@ -270,9 +270,9 @@ def repository(monkeypatch, sandbox):
     return root
 
 
-def ship(seed=0, images=(1, 2, 3), **config):
+def ship(seed=0, name="multitask_autoencoder", images=(1, 2, 3), **config):
     return osr_utils.fit_or_load(
-        "multitask_autoencoder",
+        name,
         {"seed": seed} | config,
         lambda model: model.alpha.fill_(5),
         build=osr_utils.MultitaskAutoencoder,
@@ -304,6 +304,14 @@ def test_missing_and_ambiguous_weights_name_the_folder(repository):
     ship(lr=1)
     with pytest.raises(FileNotFoundError, match="2 weight files"):
         osr_utils.load_model("multitask_autoencoder")
+
+
+@pytest.mark.parametrize("other", ["multitask_autoencoder-wide", "multitask_autoencoder2"])
+def test_a_model_whose_name_goes_on_is_not_in_the_way(repository, other):
+    ship(name=other, epochs=2)
+    name = ship()
+    assert osr_utils.load_model("multitask_autoencoder").checkpoint == name
+    assert osr_utils.list_models()["multitask_autoencoder"]["file"] == f"{name}.safetensors"
 
 
 def test_damaged_shipped_weights_name_the_file(repository):

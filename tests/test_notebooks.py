@@ -1,0 +1,134 @@
+"""The notebooks: hygiene of what is stored, the demo, and the stored numbers on real data."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import nbformat
+import pytest
+
+import osr_utils
+import run_notebooks
+from run_notebooks import MARKER, ROOT
+
+NOTEBOOKS = run_notebooks.notebooks()
+NAMES = [path.stem for path in NOTEBOOKS]
+REQUIRED = ("mnist", "fashionmnist", "kmnist", "cifar10", "svhn", "tinyimagenet")
+OFFICIAL_OOD = ("", "fashionmnist", "kmnist")
+has_data = all(osr_utils.is_available(name, "test") for name in REQUIRED)
+needs_data = pytest.mark.skipif(
+    not has_data, reason="real data are not here: run `make data` or set OSR_DATA"
+)
+
+
+@pytest.fixture(params=NOTEBOOKS, ids=NAMES)
+def stored(request):
+    """A notebook as it is stored, with its path."""
+    return request.param, nbformat.read(request.param, as_version=4)
+
+
+def code_cells(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def test_notebook_was_run_top_to_bottom_in_one_go(stored):
+    _, notebook = stored
+    counts = [cell.execution_count for cell in code_cells(notebook)]
+    assert counts == list(range(1, len(counts) + 1))
+    assert notebook.metadata.kernelspec.name == "python3"
+
+
+def test_notebook_stores_no_error_no_stderr_no_machine_path_and_no_timing(stored):
+    path, notebook = stored
+    for cell in code_cells(notebook):
+        assert "execution" not in cell.metadata
+        for output in cell.outputs:
+            assert output.output_type != "error"
+            assert output.get("name") != "stderr"
+    text = path.read_text(encoding="utf-8")
+    assert not re.search(r"/(home|root|work|tmp|Users)/|[A-Z]:\\\\", text)
+    assert path.stat().st_size < 1_000_000
+
+
+def test_markers_are_exact_and_every_checked_cell_has_output(stored):
+    _, notebook = stored
+    checked = 0
+    for cell in code_cells(notebook):
+        for number, line in enumerate(cell.source.split("\n")):
+            if "NBVAL" in line.upper():
+                assert line == MARKER and number == 0, f"{line!r} is no marker"
+                assert cell.outputs, "a checked cell without stored output checks nothing"
+                checked += 1
+    assert checked, "no checked cell"
+
+
+def test_every_recomputed_row_on_official_data_stands_in_a_checked_cell(stored):
+    path, notebook = stored
+    lines = "\n".join(run_notebooks.checked_outputs(notebook).values()).split("\n")
+    results = ROOT / f"report/results/{path.stem}.json"
+    for row in json.loads(results.read_text())["rows"] if results.is_file() else []:
+        if row["seed"] == 0 and row["ood"] in OFFICIAL_OOD:
+            words = {row["method"], f"{row['value']:.3f}", *filter(None, [row["ood"]])}
+            assert any(words <= set(line.split()) for line in lines), f"not checked: {row}"
+
+
+def test_result_rows_are_unique_and_of_the_full_profile():
+    seen = set()
+    for path in sorted((ROOT / "report/results").glob("*.json")):
+        results = json.loads(path.read_text())
+        assert results["profile"] == "full"
+        for row in results["rows"]:
+            key = tuple(row[k] for k in ("system", "method", "id", "ood", "seed", "metric"))
+            assert key not in seen
+            seen.add(key)
+
+
+def test_shipped_weights_are_small_and_each_is_used_by_a_row():
+    files = sorted((ROOT / "data/checkpoints").glob("*.safetensors"))
+    used = {
+        row["weights"]
+        for path in (ROOT / "report/results").glob("*.json")
+        for row in json.loads(path.read_text())["rows"]
+        if row["seed"] == 0
+    }
+    assert {path.stem for path in files} == used - {""}
+    assert max(path.stat().st_size for path in files) < 2_000_000
+    assert sum(path.stat().st_size for path in files) < 40_000_000
+
+
+def test_comparison_of_rows_sees_a_drift_a_missing_row_and_a_new_one():
+    row = {"system": "A", "method": "m", "id": "mnist", "ood": "", "seed": 0, "metric": "accuracy"}
+    old = {"data_notes": {}, "rows": [row | {"value": 0.9}, row | {"metric": "x", "value": 0.5}]}
+    new = {"data_notes": {}, "rows": [row | {"value": 0.9003}, row | {"metric": "y", "value": 0.5}]}
+    assert len(run_notebooks.compare_rows(old, new)) == 3
+    new["rows"] = [row | {"value": 0.9001}, row | {"metric": "x", "value": 0.5}]
+    assert run_notebooks.compare_rows(old, new) == []
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
+def test_demo_runs(path, tmp_path, monkeypatch):
+    monkeypatch.delenv("OSR_RETRAIN", raising=False)
+    environment = {"OSR_PROFILE": "demo", "OSR_OUTPUT": str(tmp_path), "OSR_DATA": str(tmp_path)}
+    run_notebooks.execute(path, environment, timeout=300)
+    results = json.loads((tmp_path / f"report/results/{path.stem}.json").read_text())
+    assert results["profile"] == "demo"
+    assert list((tmp_path / "figures").glob(f"{path.stem[:2]}_*.png"))
+
+
+@needs_data
+def test_notebooks_print_and_save_what_is_stored(tmp_path):
+    """nbval compares the checked cells as text; the rows are then compared as numbers."""
+    command = [sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-current-env", "-x", "-q"]
+    command += ["--nbval-sanitize-with", "tests/nbval.cfg", "--nbval-cell-timeout", "600"]
+    environment = os.environ | {"OSR_PROFILE": "full", "OSR_OUTPUT": str(tmp_path)}
+    environment |= {"OSR_RETRAIN": "0", "OSR_PROGRESS": "0"}
+    run = subprocess.run(
+        [*command, "-p", "no:cacheprovider", "notebooks"],
+        cwd=ROOT, env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stdout[-5000:] + run.stderr[-2000:]
+    for name in NAMES:
+        files = (folder / f"report/results/{name}.json" for folder in (ROOT, tmp_path))
+        assert run_notebooks.compare_rows(*(json.loads(file.read_text()) for file in files)) == []
