@@ -337,8 +337,8 @@ def _download(name, split):
     elif not _sources().online():
         problem = "the network does not answer"
     if problem is None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=path.parent) as folder:
                 for target, images, labels in _sources().official(name, split, folder):
                     with atomic_path(_cache_path(target, split)) as temporary:
@@ -428,7 +428,8 @@ def evaluation_mode(model):
 
 def _check_labels(labels):
     labels = torch.as_tensor(labels).cpu()
-    if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex():
+    integer = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
+    if labels.ndim != 1 or not integer:
         raise ValueError(
             f"expected (N,) integer labels, found {labels.dtype} {tuple(labels.shape)}; use 0..9 "
             "for digits, 10 for unknown"
@@ -446,15 +447,15 @@ def _verdicts(output, n):
             f"the model returned a {type(output).__name__}: return one tensor, (N, 11) scores or "
             "(N,) verdicts"
         )
-    integer = not (output.is_floating_point() or output.is_complex() or output.dtype == torch.bool)
-    if output.shape == (n,) and integer:
+    numeric = not (output.is_complex() or output.dtype == torch.bool)
+    if output.shape == (n,) and numeric and not output.is_floating_point():
         if n and (output.min() < 0 or output.max() > OOD_LABEL):
             raise ValueError(
                 f"verdicts run from {output.min()} to {output.max()}: use 0..9 for digits, 10 for "
                 "unknown"
             )
         return output
-    if output.shape != (n, OOD_LABEL + 1):
+    if output.shape != (n, OOD_LABEL + 1) or not numeric:
         hint = "; add an eleventh score for 'unknown'" if output.shape == (n, OOD_LABEL) else ""
         raise ValueError(
             f"the model returned {output.dtype} {tuple(output.shape)} for {n} images: return "
@@ -673,7 +674,9 @@ def ood_metrics(id_scores, ood_scores):
     """
     sides = []
     for name, scores in (("id_scores", id_scores), ("ood_scores", ood_scores)):
-        scores = torch.as_tensor(scores).detach().cpu().double().flatten().numpy()
+        if isinstance(scores, torch.Tensor):
+            scores = scores.detach().cpu().double().numpy()
+        scores = np.asarray(scores, dtype=np.float64).ravel()
         if not scores.size or not np.isfinite(scores).all():
             what = "is empty" if not scores.size else "holds NaN or infinite values"
             raise ValueError(f"{name} {what}: give at least one finite score a side")
@@ -781,7 +784,7 @@ def fit_or_load(name, config, train, *, build, data, note=""):
     if not path.is_file():
         for other in sorted(checkpoint_dir().glob(f"{name}-*.safetensors")):
             meta = checkpoint_metadata(other)
-            if meta["config"] != config:
+            if meta["name"] != name or meta["config"] != config:
                 continue
             if not note:
                 raise ValueError(
@@ -1029,8 +1032,8 @@ def checkpoint_metadata(path):
 
 def _shipped_path(name):
     """Return the path of a shipped model's weights."""
-    paths = sorted(checkpoint_dir().glob(f"{name}-*.safetensors"))
-    paths = [path for path in paths if checkpoint_metadata(path)["config"]["seed"] == 0]
+    metas = {p: checkpoint_metadata(p) for p in checkpoint_dir().glob(f"{name}-*.safetensors")}
+    paths = [p for p, m in metas.items() if m["name"] == name and m["config"]["seed"] == 0]
     if len(paths) != 1:
         raise FileNotFoundError(
             f"{len(paths)} weight files {name}-*.safetensors in {checkpoint_dir()}, not one; "

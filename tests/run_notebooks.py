@@ -15,6 +15,7 @@ from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,8 +34,8 @@ def notebooks():
     return sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
 
 
-def execute(path, environment, timeout=None):
-    """Execute one notebook with extra environment variables; return it with its outputs."""
+def execute(path, environment, target, timeout=None):
+    """Execute a notebook in its folder, with extra environment variables; write it to `target`."""
     notebook = nbformat.read(path, as_version=4)
     cells = sum(cell.cell_type == "code" for cell in notebook.cells)
     bar = tqdm(total=cells, desc=path.stem, unit="cell", leave=False)
@@ -49,20 +50,24 @@ def execute(path, environment, timeout=None):
         on_cell_executed=lambda **_: bar.update(),
     )
     variables = {**os.environ, "OSR_PROGRESS": "0", **environment}
-    with bar:
-        client.execute(env={key: value for key, value in variables.items() if value is not None})
-    return notebook
+    try:
+        with bar:
+            client.execute(env={k: v for k, v in variables.items() if v is not None})
+    finally:  # a notebook that failed is written as well, with its error
+        target.parent.mkdir(parents=True, exist_ok=True)
+        nbformat.write(notebook, target)
 
 
 def execute_all(output, environment):
-    """Execute copies of all notebooks; figures, results and the copies land in `output`."""
+    """Execute all notebooks; figures, results and executed copies land in `output`."""
     environment = {"OSR_OUTPUT": str(output), **environment}
     for path in notebooks():
         start = time.perf_counter()
-        executed = execute(path, environment)
         target = output / "notebooks" / path.name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        nbformat.write(executed, target)
+        try:
+            execute(path, environment, target)
+        except CellExecutionError as error:
+            sys.exit(f"{path.stem} stopped: {error.ename}: {error.evalue}\nWhere: see {target}")
         print(f"{path.stem}: {time.perf_counter() - start:.0f} s", flush=True)
 
 

@@ -111,7 +111,7 @@ def test_comparison_of_rows_sees_a_drift_a_missing_row_and_a_new_one():
 def test_demo_runs(path, tmp_path, monkeypatch):
     monkeypatch.delenv("OSR_RETRAIN", raising=False)
     environment = {"OSR_PROFILE": "demo", "OSR_OUTPUT": str(tmp_path), "OSR_DATA": str(tmp_path)}
-    run_notebooks.execute(path, environment, timeout=300)
+    run_notebooks.execute(path, environment, tmp_path / path.name, timeout=300)
     results = json.loads((tmp_path / f"report/results/{path.stem}.json").read_text())
     assert results["profile"] == "demo"
     assert list((tmp_path / "figures").glob(f"{path.stem[:2]}_*.png"))
