@@ -173,11 +173,12 @@ def to_model_input(images, device="cpu"):
         If the dtype or the shape is another one.
     """
     images = np.asarray(images)
-    grey = images.ndim == 3
+    grey = images.ndim == 3 and images.shape[2] != 3  # (H, W, 3) is one picture, not H of them
     if images.dtype != np.uint8 or not (grey or (images.ndim == 4 and images.shape[3] == 3)):
         raise ValueError(
             f"expected uint8 images of shape (N, H, W) or (N, H, W, 3), found {images.dtype} "
-            f"{images.shape}; scale to 0..255 and put the colour channel last"
+            f"{images.shape}; scale to 0..255, put the colour channel last, give one picture as "
+            "picture[None]"
         )
     out = torch.empty(len(images), 1, 28, 28, device=device)
     for start in range(0, len(images), 4096):  # bounds the memory of the float copies
@@ -375,8 +376,9 @@ def eval_model(model, data_loader, device):
     ----------
     model : callable
         ``model(images)`` returns (N, 11) scores whose argmax is the verdict, or (N,) integer
-        verdicts in 0..10; 10 means unknown. Called exactly once a batch, in eval mode; its
-        train/eval mode is restored afterwards.
+        verdicts in 0..10; 10 means unknown. Called exactly once a batch. A module is moved to
+        `device`, put into eval mode, and given its own mode back; any other callable is called
+        as it is.
     data_loader : iterable of (images, labels)
         Labels 0..9 are known digits, 10 is unknown.
     device : str or torch.device
@@ -889,7 +891,7 @@ def save_results(notebook, rows, config, data_notes=None):
     content = {
         "profile": profile(), "config": config, "data_notes": data_notes or {}, "rows": rows,
     }  # fmt: skip
-    text = json.dumps(content, indent=1, sort_keys=False, ensure_ascii=False)
+    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
     text = text.replace('{\n   "system"', '{"system"').replace(",\n   ", ", ").replace("\n  }", "}")
     with atomic_path(results_dir() / f"{notebook}.json") as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")

@@ -687,3 +687,8 @@ def test_combined_dataset_works_in_a_data_loader():
 def test_combined_dataset_takes_integer_labels_of_any_kind():
     dataset = CombinedDataset([(0, np.int64(4)), (1, 5)], [(2, "cat")])
     assert [label for _, label in items(dataset)] == [4, 5, 10]
+
+
+def test_one_colour_picture_is_not_read_as_many_grey_ones():
+    with pytest.raises(ValueError, match=r"picture\[None\]"):
+        osr_utils.to_model_input(np.zeros((28, 28, 3), np.uint8))

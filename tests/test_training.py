@@ -173,6 +173,28 @@ def test_the_loss_falls(one_cycle):
     assert history[-1] < history[0] / 2
 
 
+def steps(**options):
+    """Return the size of each step on a loss with a constant slope: Adam's learning rate."""
+    weights = []
+
+    def loss(model, x, y):
+        weights.append(model.weight.item())
+        return model.weight.sum()
+
+    model = nn.Linear(1, 1, bias=False)
+    osr_utils.train(
+        model, torch.zeros(50, 1), torch.zeros(50), loss, epochs=2, seed=0, batch_size=1, **options
+    )
+    return -np.diff(weights)
+
+
+def test_the_learning_rate_is_constant_or_follows_one_cycle():
+    np.testing.assert_allclose(steps(lr=0.5), 0.5, rtol=1e-3)
+    cycle = steps(lr=0.5, one_cycle=True)
+    assert cycle[0] < 0.05 and cycle[-1] < 0.005  # from lr / 25 up to lr and down to nothing
+    assert 0.4 < max(cycle) < 0.6 and 20 <= cycle.argmax() <= 40
+
+
 def test_a_trained_model_is_in_eval_mode_and_fits_half_precision():
     model, _ = fit()
     assert not any(module.training for module in model.modules())
@@ -226,11 +248,12 @@ def test_a_loss_that_is_not_finite_stops_the_training(value):
 
     def loss(model, x, y):
         calls.append(len(x))
-        return cross_entropy(model, x, y) * (value if len(calls) == 6 else 1)  # the second epoch
+        last = len(calls) == 8  # of four batches an epoch
+        return cross_entropy(model, x, y) * (value if last else 1)
 
     with pytest.raises(FloatingPointError, match=r"the loss is (nan|inf) in epoch 1; lower lr"):
         fit(loss=loss)
-    assert len(calls) == 8  # four batches an epoch
+    assert len(calls) == 8
 
 
 def test_training_without_a_bar_prints_nothing(capfd):

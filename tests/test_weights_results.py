@@ -517,3 +517,14 @@ def test_the_style_changes_what_it_should():
         assert plt.rcParams["font.size"] == 8 and not plt.rcParams["axes.spines.top"]
         assert plt.rcParams["figure.figsize"][0] == osr_utils.COLUMN_WIDTH == 3.3
     assert len(set(osr_utils.COLORS.values())) == len(osr_utils.COLORS)
+
+
+def test_rows_are_laid_out_by_seed_and_as_mean_and_deviation():
+    row = {"system": "A", "method": "m", "id": "mnist", "metric": "accuracy", "weights": ""}
+    rows = [row | {"ood": "", "seed": seed, "value": value} for seed, value in ((0, 0.5), (1, 0.7))]
+    rows.append(row | {"ood": "kmnist", "seed": 0, "value": 0.25, "metric": "auroc"})
+    head, first, second = osr_utils.format_rows(rows).split("\n")
+    assert head.split() == ["method", "id", "ood", "accuracy", "auroc"]
+    assert first.split() == ["m", "mnist", "0.500"]
+    assert second.split() == ["m", "mnist", "kmnist", "0.250"]
+    assert "0.600 ± 0.100" in osr_utils.format_rows(rows, seed=None)
