@@ -888,13 +888,12 @@ def save_results(notebook, rows, config, data_notes=None):
             name = tuple(row[key] for key in keys if key != "seed")
             if row["seed"] not in computed and name in series:
                 rows.append(row)
-    content = {
-        "profile": profile(), "config": config, "data_notes": data_notes or {}, "rows": rows,
-    }  # fmt: skip
-    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
-    text = text.replace('{\n   "system"', '{"system"').replace(",\n   ", ", ").replace("\n  }", "}")
+    head = {"profile": profile(), "config": config, "data_notes": data_notes or {}}
+    head = json.dumps(head, indent=1, ensure_ascii=False, allow_nan=False)
+    lines = ",\n".join("  " + json.dumps(row, ensure_ascii=False) for row in rows)  # one a line
+    text = f'{head[:-2]},\n "rows": [\n{lines}\n ]\n}}\n'
     with atomic_path(results_dir() / f"{notebook}.json") as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
 
 
 def read_results(notebook, folder=None):
