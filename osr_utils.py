@@ -51,7 +51,11 @@ def seeds():
     """Return the seeds to evaluate: 0 (its weights ship), and those in ``SEEDS`` on a retrain."""
     if not retraining():
         return [0]
-    return sorted({0} | {int(seed) for seed in os.environ.get("SEEDS", "0").split(",")})
+    text = os.environ.get("SEEDS") or "0"
+    try:
+        return sorted({0} | {int(seed) for seed in text.split(",")})
+    except ValueError as error:
+        raise ValueError(f"SEEDS={text!r}: give whole numbers, such as SEEDS=0,1,2") from error
 
 
 def output_dir():
@@ -335,14 +339,14 @@ def _download(name, split):
         problem = "it is MNIST-test itself"
     elif name.startswith("mnist_c/") and split == "train":
         problem = "MNIST-C is used as a test set only"
-    elif not _sources().online():
+    elif not _sources().online(name):
         problem = "the network does not answer"
     if problem is None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-                for target, images, labels in _sources().official(name, split, folder):
-                    with atomic_path(_cache_path(target, split)) as temporary:
+                for found, part, images, labels in _sources().official(name, split, folder):
+                    with atomic_path(_cache_path(found, part)) as temporary:
                         with open(temporary, "wb") as file:
                             np.savez_compressed(file, images=images, labels=labels)
         except (OSError, RuntimeError) as error:  # what torchvision raises for a failed download
@@ -393,12 +397,16 @@ def eval_model(model, data_loader, device):
     ValueError
         If outputs or labels break the contract, or the loader is empty.
     """
+    if isinstance(model, type):
+        raise ValueError(f"{model.__name__} is a class: give a model, {model.__name__}()")
     with evaluation_mode(model):
         if isinstance(model, nn.Module):
             model.to(device)
         hits, counts = torch.zeros(2, dtype=torch.long), torch.zeros(2, dtype=torch.long)
-        for images, labels in data_loader:
-            labels = _check_labels(labels)
+        for batch in data_loader:
+            if not isinstance(batch, list | tuple) or len(batch) != 2:
+                raise ValueError(f"the loader gives a {type(batch).__name__}, not (images, labels)")
+            images, labels = batch[0], _check_labels(batch[1])
             hit = _verdicts(model(images.to(device)), len(labels)).cpu() == labels
             unknown = labels == OOD_LABEL
             hits += torch.stack([(hit & ~unknown).sum(), (hit & unknown).sum()])
@@ -782,25 +790,33 @@ def fit_or_load(name, config, train, *, build, data, note=""):
     sums = {key: checksum(value) for key, value in data.items()}
     config = json.loads(json.dumps(config))
     digest = hashlib.sha256(json.dumps([config, sums], sort_keys=True).encode()).hexdigest()[:12]
-    path = checkpoint_dir() / f"{name}-{digest}.safetensors"
-    if not path.is_file():
-        for other in sorted(checkpoint_dir().glob(f"{name}-*.safetensors")):
-            meta = checkpoint_metadata(other)
-            if meta["name"] != name or meta["config"] != config:
-                continue
-            if not note:
-                raise ValueError(
-                    f"{other.name} was trained on other data: {meta['data']} there, {sums} here. "
-                    "Check the data set with notebook 01, or retrain with OSR_RETRAIN=1"
-                )
+    folder, file = checkpoint_dir(), f"{name}-{digest}.safetensors"
+    if (folder / file).is_file():
+        return _load_weights(build(), folder / file)
+    for path in sorted(folder.glob(f"{name}-*.safetensors")):
+        meta = checkpoint_metadata(path)
+        if meta["name"] != name or meta["config"]["seed"] != config["seed"]:
+            continue
+        if meta["config"] != config:
+            if folder == ROOT / "data/checkpoints":
+                folder = folder / "local"  # weights of one's own must not pass for shipped ones
+        elif note:
             print(f"{name}: shipped weights; this machine's training set differs ({note})")
-            return _load_weights(build(), other)
+            return _load_weights(build(), path)
+        else:
+            raise ValueError(
+                f"{path.name} was trained on other data: {meta['data']} there, {sums} here. "
+                "Check the data set with notebook 01, or retrain with OSR_RETRAIN=1"
+            )
+    if not (folder / file).is_file():
+        print(f"{name}: no stored weights for this configuration; training, seed {config['seed']}")
         seed_everything(config["seed"])
         model = build()
         start = time.perf_counter()
         train(model)
-        _save_weights(model, path, name, config, sums, round(time.perf_counter() - start, 1))
-    return _load_weights(build(), path)
+        seconds = round(time.perf_counter() - start, 1)
+        _save_weights(model, folder / file, name, config, sums, seconds)
+    return _load_weights(build(), folder / file)
 
 
 def load_model(name, device="cpu"):
@@ -1038,6 +1054,6 @@ def _shipped_path(name):
     if len(paths) != 1:
         raise FileNotFoundError(
             f"{len(paths)} weight files {name}-*.safetensors in {checkpoint_dir()}, not one; "
-            "restore them with `git checkout data/checkpoints` or run the notebooks"
+            + ("run `make demo` first" if profile() == "demo" else "restore it with `git checkout`")
         )
     return paths[0]

@@ -1,5 +1,6 @@
 """Download every data set that is not cached yet: `python data/download.py`."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -11,13 +12,17 @@ NAMES = ("mnist", "fashionmnist", "kmnist", "cifar10", "svhn", "tinyimagenet", "
 WANTED = [(name, split) for name in NAMES for split in ("train", "test")]
 WANTED += [(f"mnist_c/{corruption}", "test") for corruption in osr.CORRUPTIONS]
 
+os.environ["OSR_PROFILE"] = "full"
 missing = []
 for name, split in WANTED:
     try:
         images = osr.load_images(name, split).images
-        print(f"{name}-{split}: {len(images):,} images")
-    except osr.DatasetNotFoundError as error:
+        print(f"{name}-{split}: {len(images):,} images", flush=True)
+    except osr.DatasetNotFoundError:
         missing.append(f"{name}-{split}")
-        print(error)
+        print(f"{name}-{split}: its source does not answer", flush=True)
+    except ValueError as error:
+        missing.append(f"{name}-{split}")
+        print(error, flush=True)
 if missing:
-    sys.exit(f"missing: {', '.join(missing)}; run `make data` again when the network answers")
+    sys.exit(f"missing: {', '.join(missing)}; run `make data` again later")

@@ -15,10 +15,14 @@ from sklearn.datasets import load_digits, load_sample_images
 from torch import tensor
 from tqdm.auto import tqdm
 
-TORCHVISION = {
-    "mnist": "MNIST", "fashionmnist": "FashionMNIST", "kmnist": "KMNIST", "cifar10": "CIFAR10",
-    "cifar100": "CIFAR100", "svhn": "SVHN",
-}  # fmt: skip
+TORCHVISION = {  # name -> (class, the server that it downloads from)
+    "mnist": ("MNIST", "https://ossci-datasets.s3.amazonaws.com"),
+    "fashionmnist": ("FashionMNIST", "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"),
+    "kmnist": ("KMNIST", "http://codh.rois.ac.jp"),
+    "cifar10": ("CIFAR10", "https://www.cs.toronto.edu"),
+    "cifar100": ("CIFAR100", "https://www.cs.toronto.edu"),
+    "svhn": ("SVHN", "http://ufldl.stanford.edu"),
+}
 ARCHIVES = {  # name -> (address, MD5)
     "mnist_c": (
         "https://zenodo.org/record/3239543/files/mnist_c.zip",
@@ -35,26 +39,29 @@ ARCHIVES = {  # name -> (address, MD5)
 
 
 def official(name, split, folder):
-    """Download a set into a folder; yield (name, images, labels) of all that it brings."""
+    """Download a set into a folder; yield (name, split, images, labels) of all that it brings."""
     if name in TORCHVISION:
-        yield name, *_from_torchvision(name, split, folder)
+        splits = [split] if name == "svhn" else ["train", "test"]  # the others come in one piece
+        for part in splits:
+            yield name, part, *_from_torchvision(name, part, folder)
         return
     address, md5 = ARCHIVES[name.split("/")[0]]
     torchvision.datasets.utils.download_and_extract_archive(address, folder, md5=md5)
     if name == "tinyimagenet":
-        yield name, *_tinyimagenet(Path(folder) / "tiny-imagenet-200", split)
+        yield name, split, *_tinyimagenet(Path(folder) / "tiny-imagenet-200", split)
         return
     for part in sorted((Path(folder) / "mnist_c").iterdir()):  # one archive holds all corruptions
         images = np.load(part / f"{split}_images.npy")[..., 0]
         labels = np.load(part / f"{split}_labels.npy").astype(np.int64)
-        yield f"mnist_c/{part.name}", images, labels
+        yield f"mnist_c/{part.name}", split, images, labels
 
 
-def online(seconds=6):
-    """Return whether a source answers, without waiting for a resolver that hangs."""
+def online(name, seconds=6):
+    """Return whether the source of a set answers, without waiting for a resolver that hangs."""
+    address = TORCHVISION[name][1] if name in TORCHVISION else ARCHIVES[name.split("/")[0]][0]
     answer = threading.Event()
 
-    def ask(address):
+    def ask():
         try:
             urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=seconds)
         except urllib.error.HTTPError:
@@ -63,7 +70,7 @@ def online(seconds=6):
             return
         answer.set()
 
-    asking = threading.Thread(target=ask, args=("https://zenodo.org",), daemon=True)
+    asking = threading.Thread(target=ask, daemon=True)
     asking.start()
     asking.join(seconds)
     return answer.is_set()
@@ -71,7 +78,7 @@ def online(seconds=6):
 
 def _from_torchvision(name, split, folder):
     which = {"split": split} if name == "svhn" else {"train": split == "train"}
-    data = getattr(torchvision.datasets, TORCHVISION[name])(folder, download=True, **which)
+    data = getattr(torchvision.datasets, TORCHVISION[name][0])(folder, download=True, **which)
     images = np.asarray(data.data).astype(np.uint8)
     if name == "svhn":
         return images.transpose(0, 2, 3, 1), np.asarray(data.labels, dtype=np.int64)

@@ -184,13 +184,13 @@ def test_a_flipped_bit_never_changes_the_images(data, save):
 @pytest.fixture
 def network(monkeypatch):
     """Return a function that replaces a torchvision data set by a fake, with a network."""
-    monkeypatch.setattr(sources, "online", lambda: True)
+    monkeypatch.setattr(sources, "online", lambda name: True)
     return lambda name, fake: monkeypatch.setattr(torchvision.datasets, name, fake)
 
 
 @pytest.mark.parametrize("name", ["mnist", "mnist_c/fog", "cifar100"])
 def test_a_missing_set_without_a_network_names_file_folder_and_ways_out(data, monkeypatch, name):
-    monkeypatch.setattr(sources, "online", lambda: False)
+    monkeypatch.setattr(sources, "online", lambda name: False)
     path = data / f"{name}-test.npz"
     assert not osr_utils.is_available(name, "test")
     with pytest.raises(DatasetNotFoundError) as caught:
@@ -202,7 +202,7 @@ def test_a_missing_set_without_a_network_names_file_folder_and_ways_out(data, mo
 
 
 def test_what_has_no_download_says_why(data, monkeypatch):
-    monkeypatch.setattr(sources, "online", lambda: True)
+    monkeypatch.setattr(sources, "online", lambda name: True)
     with pytest.raises(DatasetNotFoundError, match="test set only"):
         load_images("mnist_c/fog", "train")
     with pytest.raises(DatasetNotFoundError, match="MNIST-test itself"):
@@ -316,7 +316,7 @@ def test_an_interrupted_write_of_the_cache_leaves_nothing(data, network, monkeyp
 
 
 def fake_archive(monkeypatch, fill):
-    monkeypatch.setattr(sources, "online", lambda: True)
+    monkeypatch.setattr(sources, "online", lambda name: True)
 
     def download(address, folder, md5):
         assert address.startswith("http") and len(md5) == 32
@@ -366,7 +366,7 @@ def test_online_is_true_where_a_server_answers_or_refuses(monkeypatch):
 
     for answer in (lambda request, timeout: None, refuse):
         monkeypatch.setattr(urllib.request, "urlopen", answer)
-        assert sources.online(seconds=10)
+        assert sources.online("mnist", seconds=10)
 
 
 def test_online_is_false_at_once_where_the_request_fails(monkeypatch):
@@ -375,7 +375,7 @@ def test_online_is_false_at_once_where_the_request_fails(monkeypatch):
 
     monkeypatch.setattr(urllib.request, "urlopen", fail)
     start = time.monotonic()
-    assert not sources.online(seconds=30)
+    assert not sources.online("mnist", seconds=30)
     assert time.monotonic() - start < 5
 
 
@@ -383,7 +383,7 @@ def test_online_gives_up_on_a_request_that_hangs(monkeypatch):
     release = threading.Event()
     monkeypatch.setattr(urllib.request, "urlopen", lambda request, timeout: release.wait(30))
     start = time.monotonic()
-    assert not sources.online(seconds=0.2)
+    assert not sources.online("mnist", seconds=0.2)
     assert time.monotonic() - start < 5
     release.set()
     assert inspect.signature(sources.online).parameters["seconds"].default < 8

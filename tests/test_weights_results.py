@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shutil
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -177,6 +178,7 @@ def test_other_data_with_a_note_load_the_shipped_weights_with_one_line(folder, c
 
 def test_the_same_data_with_a_note_load_in_silence(folder, capsys):
     Job(note="a lossy copy").run()
+    assert "training, seed 0" in capsys.readouterr().out
     job = Job(note="a lossy copy")
     job.run()
     assert job.trainings == 0 and capsys.readouterr().out == ""
@@ -300,10 +302,19 @@ def test_an_unknown_model_lists_the_known_ones(name):
 def test_missing_and_ambiguous_weights_name_the_folder(repository):
     with pytest.raises(FileNotFoundError, match=f"0 weight files .*{repository}"):
         osr_utils.load_model("multitask_autoencoder")
-    ship()
-    ship(lr=1)
+    name = ship()
+    folder = osr_utils.checkpoint_dir()
+    shutil.copy(folder / f"{name}.safetensors", folder / "multitask_autoencoder-copy.safetensors")
     with pytest.raises(FileNotFoundError, match="2 weight files"):
         osr_utils.load_model("multitask_autoencoder")
+
+
+def test_weights_of_ones_own_configuration_leave_the_shipped_ones_alone(repository):
+    name = ship()
+    own = ship(lr=1)
+    assert own != name and ship(lr=1) == own
+    assert [path.stem for path in osr_utils.checkpoint_dir().glob("*.safetensors")] == [name]
+    assert osr_utils.load_model("multitask_autoencoder").checkpoint == name
 
 
 @pytest.mark.parametrize("other", ["multitask_autoencoder-wide", "multitask_autoencoder2"])
