@@ -779,7 +779,8 @@ def fit_or_load(name, config, train, *, build, data, note=""):
     -------
     nn.Module
         On the CPU, in eval mode, as loading from disk gives it; its ``checkpoint`` attribute
-        names the file.
+        names the file. Weights for a configuration that does not ship are stored in
+        data/checkpoints/local/, which git ignores and `load_model` does not read.
 
     Raises
     ------
@@ -806,7 +807,8 @@ def fit_or_load(name, config, train, *, build, data, note=""):
         else:
             raise ValueError(
                 f"{path.name} was trained on other data: {meta['data']} there, {sums} here. "
-                "Check the data set with notebook 01, or retrain with OSR_RETRAIN=1"
+                "If you changed a split, say so in the configuration; if not, check the data set "
+                "with notebook 01, or retrain with OSR_RETRAIN=1"
             )
     if not (folder / file).is_file():
         print(f"{name}: no stored weights for this configuration; training, seed {config['seed']}")
@@ -869,7 +871,8 @@ def list_models():
 def save_results(notebook, rows, config, data_notes=None):
     """Write a notebook's rows to report/results/<notebook>.json, atomically.
 
-    Rows of the committed file whose seed was not computed this time are kept.
+    Rows of the committed file whose seed was not computed this time are kept, if they belong to
+    the same configuration.
 
     Parameters
     ----------
@@ -900,7 +903,11 @@ def save_results(notebook, rows, config, data_notes=None):
     if profile() == "full" and (ROOT / f"report/results/{notebook}.json").is_file():
         computed = {row["seed"] for row in rows}
         series = {tuple(row[key] for key in keys if key != "seed") for row in rows}
-        for row in read_results(notebook, ROOT / "report/results"):
+        committed = json.loads((ROOT / f"report/results/{notebook}.json").read_text("utf-8"))
+        if committed["config"] != json.loads(json.dumps(config)):
+            print("rows of other seeds are dropped: they belong to another configuration")
+            committed["rows"] = []
+        for row in committed["rows"]:
             name = tuple(row[key] for key in keys if key != "seed")
             if row["seed"] not in computed and name in series:
                 rows.append(row)
@@ -1054,6 +1061,6 @@ def _shipped_path(name):
     if len(paths) != 1:
         raise FileNotFoundError(
             f"{len(paths)} weight files {name}-*.safetensors in {checkpoint_dir()}, not one; "
-            + ("run `make demo` first" if profile() == "demo" else "restore it with `git checkout`")
+            + ("run `make demo` first" if profile() == "demo" else "see `git status` there")
         )
     return paths[0]

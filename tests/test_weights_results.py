@@ -442,6 +442,13 @@ def test_a_run_elsewhere_keeps_committed_rows_and_leaves_the_file(repository, mo
     assert (repository / "report/results/03_test.json").read_bytes() == committed
 
 
+def test_rows_of_another_configuration_are_dropped_and_said_so(repository, capsys):
+    osr_utils.save_results("03_test", [row(seed=0), row(seed=1)], {"epochs": 120})
+    osr_utils.save_results("03_test", [row(seed=0)], {"epochs": 1})
+    assert [r["seed"] for r in osr_utils.read_results("03_test")] == [0]
+    assert "another configuration" in capsys.readouterr().out
+
+
 def test_the_demo_keeps_no_committed_rows(repository, monkeypatch):
     osr_utils.save_results("03_test", [row(seed=0), row(seed=1)], {})
     monkeypatch.setenv("OSR_PROFILE", "demo")
