@@ -346,6 +346,8 @@ def _download(name, split):
             path.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=path.parent) as folder:
                 for found, part, images, labels in _sources().official(name, split, folder):
+                    if _cache_path(found, part).is_file():
+                        continue  # a download brings more than was asked for; what is there stays
                     with atomic_path(_cache_path(found, part)) as temporary:
                         with open(temporary, "wb") as file:
                             np.savez_compressed(file, images=images, labels=labels)
@@ -900,10 +902,11 @@ def save_results(notebook, rows, config, data_notes=None):
             raise ValueError(f"the row {identity} stands twice: give each a method of its own")
         seen.add(identity)
     rows = [{**row, "value": round(float(row["value"]), 6)} for row in rows]
-    if profile() == "full" and (ROOT / f"report/results/{notebook}.json").is_file():
+    path = ROOT / f"report/results/{notebook}.json"
+    if profile() == "full" and path.is_file():
         computed = {row["seed"] for row in rows}
         series = {tuple(row[key] for key in keys if key != "seed") for row in rows}
-        committed = json.loads((ROOT / f"report/results/{notebook}.json").read_text("utf-8"))
+        committed = json.loads(path.read_text(encoding="utf-8"))
         if committed["config"] != json.loads(json.dumps(config)):
             print("rows of other seeds are dropped: they belong to another configuration")
             committed["rows"] = []
@@ -919,9 +922,9 @@ def save_results(notebook, rows, config, data_notes=None):
         temporary.write_text(text, encoding="utf-8")
 
 
-def read_results(notebook, folder=None):
+def read_results(notebook):
     """Return the rows that `save_results` wrote; [] where there are none yet."""
-    path = (folder or results_dir()) / f"{notebook}.json"
+    path = results_dir() / f"{notebook}.json"
     return json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []
 
 

@@ -9,6 +9,10 @@ from pathlib import Path
 import typst
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import osr_utils  # noqa: E402
+
 BODY_PAGES = range(3, 5)  # the body has 3 or 4 pages; references and appendix come after
 
 
@@ -23,10 +27,8 @@ def compile_report(folder=""):
     if not folder and marks[0] not in BODY_PAGES:
         raise ValueError(f"the body ends on page {marks[0]}, not 3 or 4; edit {source}")
     target = ROOT / folder.strip("/") / "report/report.pdf"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_suffix(".tmp")
-    temporary.write_bytes(pdf)
-    temporary.replace(target)
+    with osr_utils.atomic_path(target) as temporary:
+        temporary.write_bytes(pdf)
     return target
 
 
@@ -69,7 +71,8 @@ def update_readme():
     )
     if not found:
         raise ValueError(f"{path} has lost its markers {begin} and {end}")
-    path.write_text(new, encoding="utf-8")
+    with osr_utils.atomic_path(path) as temporary:
+        temporary.write_text(new, encoding="utf-8")
 
 
 def main(profile="full"):

@@ -174,11 +174,14 @@ def main(command):
             shutil.rmtree(output)
         execute_all(output, {"OSR_PROFILE": "full", "OSR_RETRAIN": "1"})
         install(output)
-        shutil.rmtree(ROOT / "data/checkpoints")
-        (ROOT / "data/checkpoints").mkdir()
+        shipped = ROOT / "data/checkpoints"
+        old = {path.name for path in shipped.glob("*.safetensors")}
         for path in (output / "checkpoints").glob("*.safetensors"):
             if osr_utils.checkpoint_metadata(path)["config"]["seed"] == 0:
-                shutil.copyfile(path, ROOT / "data/checkpoints" / path.name)
+                shutil.copyfile(path, shipped / path.name)
+                old.discard(path.name)
+        for name in old:  # only once all the new ones are in place
+            (shipped / name).unlink()
         finished.touch()
         print("new weights and results are in place; `make notebooks` stores the new outputs")
     else:

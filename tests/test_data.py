@@ -237,6 +237,14 @@ class FakeSVHN(FakeDownload):
     labels = np.array([5, 6])
 
 
+def test_a_download_leaves_a_cache_that_is_there_alone(data, network):
+    mine = {"images": random_images(1, 28, 28), "labels": np.array([7]), "note": "mine"}
+    np.savez(data / "mnist-test.npz", **mine)
+    network("MNIST", FakeMNIST)
+    assert load_images("mnist", "train").labels.tolist() == [1, 1, 1]
+    assert load_images("mnist", "test").note == "mine"
+
+
 def test_a_download_writes_the_cache_and_nothing_else(data, network):
     network("MNIST", FakeMNIST)
     images = load_images("mnist", "train")
