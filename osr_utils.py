@@ -74,7 +74,9 @@ CORRUPTIONS = (
 _NAMES = (
     "mnist", "fashionmnist", "kmnist", "cifar10", "cifar100", "svhn", "tinyimagenet",
     *(f"mnist_c/{corruption}" for corruption in ("identity", *CORRUPTIONS)),
+    "uci_digits", "letters", "symbols",
 )  # fmt: skip
+_BUNDLED = ("uci_digits", "letters", "symbols")  # made from the dependencies, in every profile
 _CLASSES = {"cifar100": 100, "tinyimagenet": 200}  # 10 everywhere else
 
 
@@ -109,6 +111,8 @@ def data_dir():
 def is_available(name, split):
     """Return whether `load_images` can answer at once, without a download."""
     _check_name(name, split)
+    if name in _BUNDLED:
+        return True
     if profile() == "demo":
         return name in _sources().DEMO
     return _cache_path(name, split).is_file()
@@ -120,7 +124,9 @@ def load_images(name, split):
     Parameters
     ----------
     name : str
-        mnist, fashionmnist, kmnist, cifar10, cifar100, svhn, tinyimagenet, mnist_c/<corruption>.
+        mnist, fashionmnist, kmnist, cifar10, cifar100, svhn, tinyimagenet, mnist_c/<corruption>;
+        and three small sets that need no download: uci_digits (handwritten digits of
+        scikit-learn), letters and symbols (from matplotlib's fonts; other fonts in each split).
     split : {"train", "test"}
 
     Returns
@@ -135,6 +141,9 @@ def load_images(name, split):
         If the set is not cached and cannot be downloaded.
     """
     _check_name(name, split)
+    if name in _BUNDLED:
+        images, labels, note = _sources().BUNDLED[name](name, split)
+        return ImageSet(images, labels, name, note)
     if profile() == "demo":
         demo = _sources().DEMO
         if name not in demo:
@@ -239,8 +248,8 @@ def sample_split(n, sizes, seed):
     return np.split(order[: sum(sizes)], np.cumsum(sizes)[:-1])
 
 
-def augment(images, generator, degrees=15.0, translate=0.1):
-    """Rotate and shift every image of a batch by its own random amount, in one call.
+def augment(images, generator, degrees=15.0, translate=0.1, scale=0.0, shear=0.0):
+    """Rotate, shift, scale and shear every image of a batch by its own amount, in one call.
 
     Parameters
     ----------
@@ -252,6 +261,10 @@ def augment(images, generator, degrees=15.0, translate=0.1):
         Largest rotation either way.
     translate : float
         Largest shift either way, as a share of the side.
+    scale : float
+        Each side is divided by a factor of its own between exp(-scale) and exp(scale).
+    shear : float
+        Largest horizontal shear either way, as a share of the height.
 
     Returns
     -------
@@ -263,6 +276,11 @@ def augment(images, generator, degrees=15.0, translate=0.1):
     cos, sin = angle.cos(), angle.sin()
     shift = draw[1:] * 2 * translate  # the grid runs from -1 to 1
     theta = torch.stack([cos, -sin, shift[0], sin, cos, shift[1]], 1).view(n, 2, 3)
+    if scale or shear:
+        draw = torch.rand(3, n, generator=generator).to(images.device) * 2 - 1
+        wide, high = (draw[:2] * scale).exp()
+        stretch = torch.stack([wide, draw[2] * shear, torch.zeros_like(wide), high], 1)
+        theta = torch.cat([theta[:, :, :2] @ stretch.view(n, 2, 2), theta[:, :, 2:]], 2)
     grid = F.affine_grid(theta, images.shape, align_corners=False)
     return F.grid_sample(images, grid, align_corners=False)
 
@@ -398,6 +416,8 @@ def eval_model(model, data_loader, device):
     ------
     ValueError
         If outputs or labels break the contract, or the loader is empty.
+    Exception
+        What the model itself raises, with a note that says what it was given.
     """
     if isinstance(model, type):
         raise ValueError(f"{model.__name__} is a class: give a model, {model.__name__}()")
@@ -408,8 +428,16 @@ def eval_model(model, data_loader, device):
         for batch in data_loader:
             if not isinstance(batch, list | tuple) or len(batch) != 2:
                 raise ValueError(f"the loader gives a {type(batch).__name__}, not (images, labels)")
-            images, labels = batch[0], _check_labels(batch[1])
-            hit = _verdicts(model(images.to(device)), len(labels)).cpu() == labels
+            images, labels = batch[0].to(device), _check_labels(batch[1])
+            try:
+                output = model(images)
+            except Exception as error:
+                error.add_note(
+                    f"The model was given {images.dtype} images of shape {tuple(images.shape)}; "
+                    "if it wants another shape, change it inside forward."
+                )
+                raise
+            hit = _verdicts(output, len(labels)).cpu() == labels
             unknown = labels == OOD_LABEL
             hits += torch.stack([(hit & ~unknown).sum(), (hit & unknown).sum()])
             counts += torch.stack([(~unknown).sum(), unknown.sum()])
@@ -423,6 +451,91 @@ def eval_model(model, data_loader, device):
 def ood_score(logits):
     """Return the garbage margin z[10] - max z[0..9] of (N, 11) logits, (N,): higher = more OOD."""
     return logits[:, OOD_LABEL] - logits[:, :OOD_LABEL].max(1).values
+
+
+def load_submission(path):
+    """Build the model that somebody hands in: a Python file that defines a class ``Model``.
+
+    Parameters
+    ----------
+    path : str or Path
+        ``<name>.py``. ``Model()`` takes no arguments and gives a callable for `eval_model`. Its
+        weights, if any, lie beside it in ``<name>.safetensors``, as written by
+        ``safetensors.torch.save_model(model, path)``. The Python file is run: load only what you
+        trust.
+
+    Returns
+    -------
+    callable
+        What ``Model()`` gives; with its weights, if there are any.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it defines no class ``Model``.
+    Exception
+        What the file itself raises.
+    """
+    from safetensors.torch import load_model as load_weights  # noqa: PLC0415
+
+    path = Path(path)
+    if path.suffix != ".py" or not path.is_file():
+        raise FileNotFoundError(
+            f"no {path.stem}.py in {path.parent}: hand in a Python file with a class Model, and "
+            f"its weights as {path.stem}.safetensors (a pickle such as .pt can run any code when "
+            "it is opened, and is not read)"
+        )
+    spec = importlib.util.spec_from_file_location(f"submission_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not callable(getattr(module, "Model", None)):
+        raise ValueError(f"{path.name} defines no class Model: give the network's class that name")
+    model, weights = module.Model(), path.with_suffix(".safetensors")
+    if weights.is_file():
+        load_weights(model, weights)
+    return model
+
+
+def judge_submissions(folder, loader, device):
+    """Judge every submission in a folder; one that is broken does not stop the others.
+
+    Parameters
+    ----------
+    folder : str or Path
+        Holds one Python file a submission, see `load_submission`.
+    loader : iterable of (images, labels)
+        As for `eval_model`.
+    device : str or torch.device
+
+    Returns
+    -------
+    list of dict
+        One a submission, by name: "submission", "acc_mnist", "acc_ood", "acc_total" (nan where
+        it could not be judged) and "problem" ("" where there is none).
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder holds no submission.
+    """
+    kinds = {".py", ".safetensors", ".pt", ".pth", ".pt2", ".pkl"}
+    names = {path.stem for path in Path(folder).glob("[!._]*") if path.suffix in kinds}
+    if not names:
+        raise FileNotFoundError(f"no submission in {folder}: put <name>.py files there")
+    rows, columns = [], ("acc_mnist", "acc_ood", "acc_total")
+    for name in progress(sorted(names), "submissions"):
+        accuracies, problem = (math.nan,) * 3, ""
+        try:
+            accuracies = eval_model(load_submission(Path(folder) / f"{name}.py"), loader, device)
+        except (Exception, SystemExit) as error:
+            kind = "" if isinstance(error, ValueError | FileNotFoundError) else type(error).__name__
+            lines = [f"{kind}: {error}" if kind else str(error), *getattr(error, "__notes__", ())]
+            problem = " ".join(" ".join(lines).split())
+        row = {"submission": name, **dict(zip(columns, accuracies, strict=True))}
+        rows.append(row | {"problem": problem})
+    return rows
 
 
 @contextmanager
@@ -532,7 +645,77 @@ class MultitaskAutoencoder(nn.Module):
         return torch.cat([logits, self.alpha * error[:, None]], 1)
 
 
-SHIPPED = {"multitask_autoencoder": MultitaskAutoencoder}
+class OpenSetDetector(nn.Module):
+    """System A's detector: a classifier whose eleventh logit is a distance between features.
+
+    ``forward`` takes (N, 1, 28, 28) in [0, 1] and returns (N, 11): ten class logits z and
+    alpha * e, where e is the squared Mahalanobis distance (Lee et al. 2018), divided by the
+    number of features, of the pooled features of all stages to their mean over the training
+    digits of the most likely class. So x is unknown iff alpha > max z / e.
+    """
+
+    WIDTHS = (32, 64, 96)  # channels of the stages
+
+    def __init__(self):
+        super().__init__()
+        first, second, third = self.WIDTHS
+        self.stage1 = self._stage(1, first, 5)  # 28x28 => 14x14
+        self.stage2 = self._stage(first, second, 3)  # 14x14 => 7x7
+        self.stage3 = self._stage(second, third, 3)  # 7x7 => 4x4
+        self.head = nn.Linear(third, 11)  # ten digits, and the outliers of the training
+        self.register_buffer("mean", torch.zeros(10, sum(self.WIDTHS)))
+        self.register_buffer("whiten", torch.eye(sum(self.WIDTHS)))
+        self.register_buffer("alpha", torch.ones(()))
+
+    @staticmethod
+    def _stage(before, width, kernel):
+        return nn.Sequential(
+            nn.Conv2d(before, width, kernel, 2, kernel // 2, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 3, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+        )
+
+    def features(self, x):
+        """Return the (N, 192) features: the mean of each channel of each stage."""
+        one = self.stage1(x * 2 - 1)
+        two = self.stage2(one)
+        return torch.cat([stage.mean((2, 3)) for stage in (one, two, self.stage3(two))], 1)
+
+    def classify(self, features):
+        """Return the (N, 11) logits that training works on: ten digits and its outliers."""
+        return self.head(features[:, -self.WIDTHS[-1] :])
+
+    @torch.inference_mode()
+    def fit_distance(self, images, labels):
+        """Set the class means and the shared covariance of the features, from known images."""
+        labels = labels.cpu()
+        features = predict(self.features, images).double()
+        mean = torch.stack([features[labels == digit].mean(0) for digit in range(10)])
+        within = features - mean[labels]
+        covariance = within.T @ within / len(within)
+        covariance += torch.diag(1e-3 * covariance.diagonal() + 1e-8)  # dead channels
+        self.mean.copy_(mean)
+        self.whiten.copy_(torch.linalg.inv(torch.linalg.cholesky(covariance)).T)
+
+    def distance(self, features, digit):
+        """Return the squared distances (N,) of features to the mean of a digit (N,) each."""
+        return ((features - self.mean[digit]) @ self.whiten).square().mean(1)
+
+    def logits_and_error(self, x):
+        """Return the (N, 10) class logits and the (N,) feature distances."""
+        features = self.features(x)
+        logits = self.classify(features)[:, :10]
+        return logits, self.distance(features, logits.argmax(1))
+
+    def forward(self, x):
+        logits, error = self.logits_and_error(x)
+        return torch.cat([logits, self.alpha * error[:, None]], 1)
+
+
+SHIPPED = {"multitask_autoencoder": MultitaskAutoencoder, "osr_detector": OpenSetDetector}
 
 
 # --- training -------------------------------------------------------------------------------------
@@ -973,6 +1156,9 @@ COLUMN_WIDTH, PAGE_WIDTH = 3.3, 6.8  # inches
 COLORS = {
     "mnist": "#0072B2", "fashionmnist": "#D55E00", "cifar10": "#009E73", "kmnist": "#CC79A7",
     "svhn": "#E69F00", "tinyimagenet": "#56B4E9", "reference": "#777777",
+    "plain_cnn": "#56B4E9", "plain_cnn/openmax": "#E69F00", "plain_cnn/distance": "#009E73",
+    "autoencoder_10": "#CC79A7", "multitask_autoencoder": "#D55E00", "osr_detector_9k": "#777777",
+    "osr_detector": "#0072B2",
 }  # fmt: skip
 
 

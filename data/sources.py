@@ -1,4 +1,4 @@
-"""Where images come from: the official downloads, and the demo's stand-ins."""
+"""Where images come from: the official downloads, and what the dependencies bring."""
 
 import threading
 import urllib.error
@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import PIL
 import torch.nn.functional as F
 import torchvision
 from matplotlib import get_data_path
@@ -100,7 +101,7 @@ def _tinyimagenet(folder, split):
     return np.stack(images), np.array([words.index(word) for _, word in pairs], dtype=np.int64)
 
 
-# --- the demo's stand-ins: each takes (name, split) and returns (images, labels, note) ------------
+# --- sets from the dependencies: each takes (name, split) and returns (images, labels, note) ------
 
 
 def _digits(name, split):
@@ -128,11 +129,12 @@ def _corrupted_digits(name, split):
 
 def _letters(name, split):
     glyphs = _glyphs("ABCDEFGHKMNPRTUVWXYZ", split)  # none that looks like a digit
-    return *glyphs, "letters from the fonts of matplotlib"
+    return *glyphs, f"letters from the fonts of matplotlib, drawn by Pillow {PIL.__version__}"
 
 
 def _symbols(name, split):
-    return *_glyphs("ΓΔΘΛΞΠΣΦΨΩ∂∇∞∫≈≠≤≥±×", split), "symbols from the fonts of matplotlib"
+    glyphs = _glyphs("ΓΔΘΛΞΠΣΦΨΩ∂∇∞∫≈≠≤≥±×", split)
+    return *glyphs, f"symbols from the fonts of matplotlib, drawn by Pillow {PIL.__version__}"
 
 
 @cache
@@ -169,6 +171,7 @@ def _photographs(name, split):
     return np.stack(crops), rng.integers(10, size=500), note
 
 
+BUNDLED = {"uci_digits": _digits, "letters": _letters, "symbols": _symbols}
 DEMO = {
     "mnist": _digits, "fashionmnist": _letters, "kmnist": _symbols, "cifar10": _photographs,
     "svhn": _photographs, "tinyimagenet": _photographs, "mnist_c/brightness": _corrupted_digits,

@@ -1,10 +1,14 @@
-"""The contract of the course: eval_model, ood_score, and the modes of a module."""
+"""The contract of the course: eval_model, ood_score, submissions, and the modes of a module."""
 
 import math
+import pickle
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_model
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -169,6 +173,35 @@ def test_evaluation_mode_takes_what_is_no_module():
         pass
 
 
+# --- what a model raises --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [RuntimeError("boom"), KeyError("latent"), ValueError("mine")])
+def test_what_a_model_raises_comes_back_with_what_it_was_given(error):
+    images = torch.rand(2, 2, dtype=torch.float64)
+    with pytest.raises(type(error)) as caught:
+        eval_model(Network(error), one_batch([1, 10], images), "cpu")
+    assert caught.value is error
+    (note,) = error.__notes__
+    assert "torch.float64 images of shape (2, 2)" in note and "forward" in note
+
+
+def test_a_broken_contract_is_no_exception_of_the_model():
+    with pytest.raises(ValueError) as caught:
+        eval_model(lambda x: x, one_batch([1]), "cpu")
+    assert not hasattr(caught.value, "__notes__")
+
+
+def test_what_the_loader_raises_is_no_exception_of_the_model():
+    def loader():
+        yield from one_batch([1])
+        raise OSError("disk")
+
+    with pytest.raises(OSError, match="disk") as caught:
+        eval_model(lambda x: torch.zeros(len(x), 11), loader(), "cpu")
+    assert not hasattr(caught.value, "__notes__")
+
+
 # --- broken contracts -----------------------------------------------------------------------------
 
 
@@ -242,3 +275,217 @@ def test_the_garbage_margin_by_hand():
 def test_a_positive_margin_is_the_verdict_unknown():
     logits = torch.randn(200, 11, generator=torch.Generator().manual_seed(0))
     assert torch.equal(osr_utils.ood_score(logits) > 0, logits.argmax(1) == 10)
+
+
+# --- submissions ----------------------------------------------------------------------------------
+
+GIVEN = r"torch.float32 images of shape \(5, 1, 28, 28\); .*inside forward"
+BRIGHTEST = """
+from torch import nn
+
+class Model(nn.Sequential):  # the score of class k is pixel k
+    def __init__(self):
+        super().__init__(nn.Flatten(), nn.Linear(784, 11))
+        nn.init.zeros_(self[1].weight)
+        nn.init.zeros_(self[1].bias)
+"""
+FUNCTION = "class Model:\n    def __call__(self, x):\n        "
+BROKEN = {
+    "ten": (
+        FUNCTION + "return x.flatten(1)[:, :10]",
+        r"torch.float32 \(5, 10\) for 5 images: .*add an eleventh score",
+    ),
+    "nan": (FUNCTION + "return x.flatten(1)[:, :11] * float('nan')", "5 of 5 score rows hold NaN"),
+    "raises": (FUNCTION + "return {}['latent']", f"^KeyError: 'latent' .*{GIVEN}"),
+    "refuses": (FUNCTION + "raise ValueError('too\\n  small')", f"^too small .*{GIVEN}"),
+    "colour": (
+        "from torch import nn\ndef Model():\n    return nn.Conv2d(3, 11, 28)",
+        f"^RuntimeError: .*3 channels.*{GIVEN}",
+    ),
+    "flat": (
+        "from torch import nn\ndef Model():\n    return nn.Linear(784, 11)",
+        f"^RuntimeError: .*140x28 and 784x11.*{GIVEN}",
+    ),
+    "leaves": (FUNCTION + "raise SystemExit('no')", "^SystemExit: no"),
+    "no_model": ("class Net:\n    pass", "^no_model.py defines no class Model"),
+    "a_number": ("Model = 3", "^a_number.py defines no class Model"),
+    "empty": ("", "^empty.py defines no class Model"),
+    "arguments": (
+        "class Model:\n    def __init__(self, width):\n        pass",
+        "^TypeError: .*width",
+    ),
+    "syntax": ("class Model(:", "^SyntaxError: .*syntax.py, line 1"),
+    "exits": ("import sys\nsys.exit('bye')", "^SystemExit: bye"),
+    "imports": ("import my_layers_of_1999", "^ModuleNotFoundError: .*my_layers_of_1999"),
+}
+
+
+def pixels(verdicts):
+    return F.one_hot(torch.tensor(verdicts), 784).float().view(-1, 1, 28, 28)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Return a folder with one good submission, whose answers on `submitted` are VERDICTS."""
+    hand_in(tmp_path, "good", BRIGHTEST)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(784, 11))
+    with torch.no_grad():
+        network[1].weight.copy_(torch.eye(11, 784))
+        network[1].bias.zero_()
+    save_model(network, str(tmp_path / "good.safetensors"))
+    return tmp_path
+
+
+def hand_in(folder, name, text):
+    (folder / f"{name}.py").write_text(text)
+
+
+def judge(folder):
+    rows = osr_utils.judge_submissions(folder, one_batch(LABELS, pixels(VERDICTS)), "cpu")
+    columns = ["submission", "acc_mnist", "acc_ood", "acc_total", "problem"]
+    assert all(list(row) == columns for row in rows)
+    assert [row["submission"] for row in rows] == sorted(row["submission"] for row in rows)
+    return {row["submission"]: tuple(row.values())[1:] for row in rows}
+
+
+def assert_good(row):
+    assert row == (pytest.approx(2 / 3), pytest.approx(1 / 2), pytest.approx(3 / 5), "")
+
+
+def problem(row):
+    assert all(math.isnan(value) for value in row[:3]) and "\n" not in row[3]
+    return row[3]
+
+
+class Bomb:
+    """Leave a file when unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_a_submission_is_judged_with_its_weights(folder):
+    assert_good(judge(str(folder))["good"])
+    (folder / "good.safetensors").unlink()
+    assert judge(folder)["good"] == pytest.approx((1 / 3, 0, 1 / 5, ""))  # always a zero
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_submission_is_a_row_that_says_what_is_wrong(folder, name):
+    text, expected = BROKEN[name]
+    hand_in(folder, name, text)
+    rows = judge(folder)
+    assert set(rows) == {"good", name}
+    assert_good(rows["good"])
+    assert re.search(expected, problem(rows[name]))
+
+
+def test_broken_submissions_stop_none_of_the_others(folder):
+    for name, (text, _) in BROKEN.items():
+        hand_in(folder, name, text)
+    hand_in(folder, "zoe", "import torch\ndef Model():\n    return lambda x: x[:, 0, 0].argmax(1)")
+    rows = judge(folder)
+    assert len(rows) == len(BROKEN) + 2
+    assert_good(rows["good"])
+    assert_good(rows["zoe"])
+    assert all(problem(rows[name]) for name in BROKEN)
+
+
+@pytest.mark.parametrize(
+    "network, expected",
+    [
+        (nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), "size mismatch.*1.weight"),
+        (nn.Linear(784, 11), "Missing key.*1.weight"),
+        (nn.Sequential(nn.Linear(1, 1), nn.Linear(784, 11)), "Unexpected key.*0.weight"),
+    ],
+)
+def test_weights_that_do_not_fit_are_a_problem(folder, network, expected):
+    hand_in(folder, "ada", BRIGHTEST)
+    save_model(network, str(folder / "ada.safetensors"))
+    rows = judge(folder)
+    assert re.search(f"^RuntimeError: .*{expected}", problem(rows["ada"]))
+    assert_good(rows["good"])
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".pt2", ".pkl"])
+def test_a_pickle_alone_is_a_row_and_is_not_opened(folder, suffix):
+    trace = folder / "opened"
+    (folder / f"ada{suffix}").write_bytes(pickle.dumps(Bomb(trace)))
+    row = judge(folder)["ada"]
+    assert "no ada.py" in problem(row) and "ada.safetensors" in row[3] and "pickle" in row[3]
+    assert not trace.exists()
+    pickle.loads((folder / f"ada{suffix}").read_bytes())
+    assert trace.exists()  # so the pickle would have told
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_a_pickle_beside_a_submission_is_not_opened(folder, suffix):
+    hand_in(folder, "ada", BRIGHTEST)
+    (folder / f"ada{suffix}").write_bytes(pickle.dumps(Bomb(folder / "opened")))
+    rows = judge(folder)
+    assert set(rows) == {"ada", "good"} and not (folder / "opened").exists()
+    if suffix == ".safetensors":
+        assert problem(rows["ada"]).startswith("SafetensorError: ")
+
+
+def test_weights_without_their_python_file_are_a_problem(folder):
+    (folder / "good.safetensors").rename(folder / "ada.safetensors")
+    assert "no ada.py" in problem(judge(folder)["ada"])
+
+
+def test_hidden_and_private_files_and_other_kinds_are_ignored(folder):
+    for name in ("_template", ".hidden"):
+        hand_in(folder, name, "raise SystemExit")
+    (folder / "notes.txt").write_text("")
+    (folder / "__pycache__").mkdir(exist_ok=True)
+    assert list(judge(folder)) == ["good"]
+
+
+def test_an_interrupt_stops_the_judging(folder):
+    hand_in(folder, "ada", "raise KeyboardInterrupt")
+    with pytest.raises(KeyboardInterrupt):
+        judge(folder)
+
+
+def test_a_folder_without_submissions_is_an_error(tmp_path):
+    (tmp_path / "_template.py").write_text("")
+    (tmp_path / "notes.txt").write_text("")
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(FileNotFoundError, match=f"no submission in {folder}: .*<name>.py"):
+            judge(folder)
+
+
+def test_a_loaded_submission_is_its_model_with_its_weights(folder):
+    model = osr_utils.load_submission(str(folder / "good.py"))
+    assert type(model).__name__ == "Model" and isinstance(model, nn.Sequential)
+    assert torch.equal(model[1].weight, torch.eye(11, 784))
+    assert model(pixels(VERDICTS)).argmax(1).tolist() == VERDICTS
+
+
+def test_two_submissions_keep_their_own_names(folder):
+    for name, value in (("ada", 3), ("bob", 4)):
+        text = f"import torch\nV = {value}\n{FUNCTION}return torch.full((len(x),), V)"
+        hand_in(folder, name, text)
+    ada, bob = (osr_utils.load_submission(folder / f"{name}.py") for name in ("ada", "bob"))
+    assert [model(torch.zeros(1)).item() for model in (ada, bob)] == [3, 4]
+
+
+@pytest.mark.parametrize("name", ["nobody.py", "ada.pt", "folder.py"])
+def test_a_submission_that_is_no_python_file_names_what_to_hand_in(tmp_path, name):
+    (tmp_path / "ada.pt").write_bytes(pickle.dumps(Bomb(tmp_path / "opened")))
+    (tmp_path / "folder.py").mkdir()
+    stem = name.split(".")[0]
+    message = f"no {stem}.py in {tmp_path}: .*{stem}.safetensors"
+    with pytest.raises(FileNotFoundError, match=message):
+        osr_utils.load_submission(tmp_path / name)
+    assert not (tmp_path / "opened").exists()
+
+
+@pytest.mark.parametrize("name, error", [("syntax", SyntaxError), ("exits", SystemExit)])
+def test_what_a_submission_raises_is_raised_where_it_stands_alone(tmp_path, name, error):
+    hand_in(tmp_path, name, BROKEN[name][0])
+    with pytest.raises(error):
+        osr_utils.load_submission(tmp_path / f"{name}.py")

@@ -14,6 +14,9 @@ import pytest
 import torch
 import torchvision
 from PIL import Image
+from scipy import ndimage
+from sklearn.datasets import load_digits
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.transforms.v2 import functional as tvf
 
@@ -437,6 +440,71 @@ def test_what_the_demo_lacks_is_said(demo, name):
         load_images(name, "test")
 
 
+# --- sets from the dependencies -------------------------------------------------------------------
+
+BUNDLED = ("uci_digits", "letters", "symbols")
+
+
+@pytest.fixture(params=["full", "demo"])
+def offline(monkeypatch, data, request):
+    """Run in either profile with an empty data folder; a look at the network is an error."""
+    monkeypatch.setenv("OSR_PROFILE", request.param)
+    monkeypatch.setattr(sources, "online", None)
+    return data
+
+
+@pytest.mark.parametrize("name", BUNDLED)
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_bundled_sets_need_no_file_and_no_network_in_either_profile(offline, name, split):
+    assert osr_utils.is_available(name, split)
+    images, labels, found, note = load_images(name, split)
+    assert images.dtype == np.uint8 and images.shape == (len(labels), 28, 28)
+    assert labels.dtype == np.int64 and set(labels.tolist()) == set(range(10))
+    assert len(labels) >= 500 and found == name and note
+    assert (images.reshape(len(images), -1).max(1) > 0).all()
+    np.testing.assert_array_equal(load_images(name, split).images, images)
+    assert not list(offline.iterdir())
+
+
+@pytest.mark.parametrize("name", BUNDLED)
+def test_the_splits_of_a_bundled_set_share_no_image(name):
+    train, test = (load_images(name, split).images for split in ("train", "test"))
+    train = {image.tobytes() for image in train}
+    assert len(train) > 490 and not any(image.tobytes() in train for image in test)
+
+
+def test_letters_and_symbols_share_no_image():
+    letters, symbols = (
+        {image.tobytes() for split in ("train", "test") for image in load_images(n, split).images}
+        for n in ("letters", "symbols")
+    )
+    assert not letters & symbols
+
+
+def test_uci_digits_are_all_of_scikit_learns_digits_with_their_labels():
+    parts = [load_images("uci_digits", split) for split in ("train", "test")]
+    assert [len(part.images) for part in parts] == [1297, 500]
+    images, labels = (np.concatenate(arrays) for arrays in list(zip(*parts, strict=True))[:2])
+    digits = load_digits()
+    np.testing.assert_array_equal(np.bincount(labels), np.bincount(digits.target))
+    frame = images.copy()
+    frame[:, 4:24, 4:24] = 0
+    assert not frame.any()
+    core = torch.tensor(images[:, None, 4:24, 4:24] / 255)
+    small = tvf.resize(core, [8, 8], antialias=True).flatten(1)
+    scaled = torch.tensor(digits.images / 16).flatten(1)
+    nearest = torch.cdist(small, scaled).argmin(1).numpy()
+    np.testing.assert_array_equal(labels, digits.target[nearest])
+    assert len(set(nearest.tolist())) > 0.99 * 1797
+
+
+@pytest.mark.parametrize("name", BUNDLED)
+def test_a_bundled_set_has_no_other_splits(name):
+    for call in (load_images, osr_utils.is_available):
+        with pytest.raises(ValueError, match=f"unknown split 'val' of '{name}'"):
+            call(name, "val")
+
+
 # --- preprocessing --------------------------------------------------------------------------------
 
 
@@ -644,6 +712,80 @@ def test_rotations_stay_within_their_bound_and_use_it():
         for right, down in (centroid(image[None]) for image in y)
     ]
     assert max(map(abs, angles)) <= 15.5 and max(angles) > 14 and min(angles) < -14
+
+
+def second_draw():
+    """Return what the first image of a batch of one draws next: width, height and shear."""
+    numbers = generator()
+    torch.rand(3, 1, generator=numbers)
+    return (torch.rand(3, 1, generator=numbers) * 2 - 1)[:, 0].tolist()
+
+
+@pytest.mark.parametrize("n", [1, 7])
+@pytest.mark.parametrize("options", [{}, {"scale": 0.0, "shear": 0.0}])
+def test_without_scale_and_shear_the_bits_and_the_draws_are_the_old_ones(n, options):
+    x = torch.rand(n, 1, 28, 28, generator=generator(1))
+    numbers, reference = generator(2), generator(2)
+    y = osr_utils.augment(x, numbers, degrees=20, translate=0.2, **options)
+    angle, right, down = torch.rand(3, n, generator=reference) * 2 - 1
+    angle = angle * math.radians(20)
+    rows = [angle.cos(), -angle.sin(), right * 2 * 0.2, angle.sin(), angle.cos(), down * 2 * 0.2]
+    grid = F.affine_grid(torch.stack(rows, 1).view(n, 2, 3), x.shape, align_corners=False)
+    assert torch.equal(y, F.grid_sample(x, grid, align_corners=False))
+    assert torch.equal(numbers.get_state(), reference.get_state())
+
+
+@pytest.mark.parametrize("options", [{"scale": 0.3}, {"shear": 0.3}])
+def test_scale_or_shear_draw_three_more_numbers_an_image(options):
+    numbers, reference = generator(), generator()
+    osr_utils.augment(torch.rand(5, 1, 28, 28), numbers, **options)
+    torch.rand(3, 5, generator=reference)
+    torch.rand(3, 5, generator=reference)
+    assert torch.equal(numbers.get_state(), reference.get_state())
+
+
+@pytest.mark.parametrize("degrees, translate", [(0, 0), (25, 0.15)])
+@pytest.mark.parametrize("scale, shear", [(0.3, 0), (0, 0.4), (0.3, 0.4)])
+def test_augmentation_agrees_with_scipys_affine_transform(degrees, translate, scale, shear):
+    x = torch.rand(1, 1, 28, 28, generator=generator(1))
+    y = osr_utils.augment(x, generator(), degrees, translate, scale, shear)
+    angle, right, down = first_draw()
+    wide, high, slant = second_draw()
+    cos, sin = (f(angle * math.radians(degrees)) for f in (math.cos, math.sin))
+    turn = np.array([[cos, sin], [-sin, cos]])  # of (row, column), as in scipy
+    stretch = np.array([[math.exp(high * scale), 0], [slant * shear, math.exp(wide * scale)]])
+    matrix, centre = turn @ stretch, np.full(2, 13.5)
+    offset = centre - matrix @ centre + 28 * translate * np.array([down, right])
+    image = x[0, 0].numpy().astype(np.float64)
+    expected = ndimage.affine_transform(image, matrix, offset, order=1, mode="grid-constant")
+    np.testing.assert_allclose(y[0, 0].numpy(), expected, atol=1e-4)
+
+
+def test_scale_changes_each_side_within_its_bound_and_uses_it():
+    x = torch.zeros(300, 1, 28, 28)
+    x[:, :, 9:19, 9:19] = 1
+    y = osr_utils.augment(x, generator(), degrees=0, translate=0, scale=0.3)[:, 0]
+    wide, high = y[:, 13:15].mean(1).sum(1) / 10, y[:, :, 13:15].mean(2).sum(1) / 10
+    torch.testing.assert_close(y.sum((1, 2)), wide * high * 100, rtol=1e-4, atol=0)
+    for side in (wide, high):
+        assert side.min() >= math.exp(-0.3) - 0.01 and side.max() <= math.exp(0.3) + 0.01
+        assert side.min() < math.exp(-0.28) and side.max() > math.exp(0.28)
+        assert side.log().mean().abs() < 0.03
+    assert np.corrcoef(wide, high)[0, 1] == pytest.approx(0, abs=0.2)
+    for image in y[:20]:
+        assert centroid(image[None, None]) == pytest.approx([13.5, 13.5], abs=1e-3)
+
+
+def test_shear_shifts_each_row_in_proportion_to_its_height():
+    x = torch.zeros(300, 1, 28, 28)
+    x[:, :, :, 13:15] = 1
+    y = osr_utils.augment(x, generator(), degrees=0, translate=0, shear=0.3)[:, 0]
+    torch.testing.assert_close(y.sum(2), torch.full((300, 28), 2.0), rtol=1e-4, atol=0)
+    shift = (y * (torch.arange(28) - 13.5)).sum(2) / 2
+    height = torch.arange(28) - 13.5
+    slope = (shift[:, -1] - shift[:, 0]) / 27
+    torch.testing.assert_close(shift, slope[:, None] * height, rtol=0, atol=1e-3)
+    assert slope.abs().max() <= 0.3 + 1e-4 and slope.min() < -0.28 and slope.max() > 0.28
 
 
 # --- CombinedDataset ------------------------------------------------------------------------------

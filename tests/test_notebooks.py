@@ -114,7 +114,7 @@ def test_demo_runs(path, tmp_path, monkeypatch):
     run_notebooks.execute(path, environment, tmp_path / path.name, timeout=300)
     results = json.loads((tmp_path / f"report/results/{path.stem}.json").read_text())
     assert results["profile"] == "demo"
-    assert list((tmp_path / "figures").glob(f"{path.stem[:2]}_*.png"))
+    assert list((tmp_path / "figures").glob(f"{path.stem.split('_')[0]}_*.png"))
 
 
 @needs_data
