@@ -10,6 +10,7 @@ import json
 import math
 import os
 import random
+import sys
 import tempfile
 import time
 from contextlib import contextmanager
@@ -453,6 +454,9 @@ def ood_score(logits):
     return logits[:, OOD_LABEL] - logits[:, :OOD_LABEL].max(1).values
 
 
+PICKLES = (".pt", ".pth", ".pt2", ".pkl")  # opening one can run any code
+
+
 def load_submission(path):
     """Build the model that somebody hands in: a Python file that defines a class ``Model``.
 
@@ -474,25 +478,32 @@ def load_submission(path):
     FileNotFoundError
         If there is no such file.
     ValueError
-        If it defines no class ``Model``.
+        If it defines no class ``Model``, or its weights are a pickle.
     Exception
         What the file itself raises.
     """
     from safetensors.torch import load_model as load_weights  # noqa: PLC0415
 
     path = Path(path)
+    weights = path.with_suffix(".safetensors")
     if path.suffix != ".py" or not path.is_file():
         raise FileNotFoundError(
             f"no {path.stem}.py in {path.parent}: hand in a Python file with a class Model, and "
-            f"its weights as {path.stem}.safetensors (a pickle such as .pt can run any code when "
-            "it is opened, and is not read)"
+            f"its weights as {weights.name} (a pickle such as .pt can run any code when it is "
+            "opened, and is not read)"
+        )
+    pickles = [p.name for p in map(path.with_suffix, PICKLES) if p.is_file()]
+    if pickles and not weights.is_file():
+        raise ValueError(
+            f"{pickles[0]} is a pickle, which can run any code when it is opened, and is not "
+            f"read: save the weights as {weights.name} with safetensors.torch.save_model"
         )
     spec = importlib.util.spec_from_file_location(f"submission_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     if not callable(getattr(module, "Model", None)):
         raise ValueError(f"{path.name} defines no class Model: give the network's class that name")
-    model, weights = module.Model(), path.with_suffix(".safetensors")
+    model = module.Model()
     if weights.is_file():
         load_weights(model, weights)
     return model
@@ -520,7 +531,7 @@ def judge_submissions(folder, loader, device):
     FileNotFoundError
         If the folder holds no submission.
     """
-    kinds = {".py", ".safetensors", ".pt", ".pth", ".pt2", ".pkl"}
+    kinds = {".py", ".safetensors", *PICKLES}
     names = {path.stem for path in Path(folder).glob("[!._]*") if path.suffix in kinds}
     if not names:
         raise FileNotFoundError(f"no submission in {folder}: put <name>.py files there")
@@ -530,9 +541,9 @@ def judge_submissions(folder, loader, device):
         try:
             accuracies = eval_model(load_submission(Path(folder) / f"{name}.py"), loader, device)
         except (Exception, SystemExit) as error:
-            kind = "" if isinstance(error, ValueError | FileNotFoundError) else type(error).__name__
-            lines = [f"{kind}: {error}" if kind else str(error), *getattr(error, "__notes__", ())]
-            problem = " ".join(" ".join(lines).split())
+            plain = isinstance(error, ValueError | FileNotFoundError) and str(error)
+            text = str(error) if plain else f"{type(error).__name__}: {error}"
+            problem = " ".join(" ".join([text, *getattr(error, "__notes__", ())]).split())
         row = {"submission": name, **dict(zip(columns, accuracies, strict=True))}
         rows.append(row | {"problem": problem})
     return rows
@@ -692,7 +703,8 @@ class OpenSetDetector(nn.Module):
     def fit_distance(self, images, labels):
         """Set the class means and the shared covariance of the features, from known images."""
         labels = labels.cpu()
-        features = predict(self.features, images).double()
+        with evaluation_mode(self):
+            features = predict(self.features, images).double()
         mean = torch.stack([features[labels == digit].mean(0) for digit in range(10)])
         within = features - mean[labels]
         covariance = within.T @ within / len(within)

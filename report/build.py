@@ -1,4 +1,4 @@
-"""Compile the report and the README's results table: `python report/build.py [demo]`."""
+"""Compile the report and the README's results tables: `python report/build.py [demo]`."""
 
 import json
 import re
@@ -32,12 +32,33 @@ def compile_report(folder=""):
     return target
 
 
-def results_table():
-    """Return the README's results table in Markdown."""
-    results = json.loads((ROOT / "report/results/03_alpha_calibration.json").read_text())
+MIX = "fashionmnist+cifar10"
+
+
+def read_results(name):
+    """Return a notebook's results file; its rows must be of the full profile."""
+    results = json.loads((ROOT / f"report/results/{name}.json").read_text())
     if results["profile"] != "full":
         raise ValueError("report/results holds demo results; run `make run`")
-    mix = "fashionmnist+cifar10"
+    return results
+
+
+def spread(rows, method, ood, metric):
+    """Return (mean ± deviation over the seeds in per cent, number of seeds) as it is printed."""
+    wanted = (method, "mnist", ood, metric)
+    found = [r for r in rows if (r["method"], r["id"], r["ood"], r["metric"]) == wanted]
+    values = [100 * row["value"] for row in found]
+    return f"{statistics.fmean(values):.2f} ± {statistics.pstdev(values):.2f}", len(values)
+
+
+def results_tables():
+    """Return the README's results tables in Markdown."""
+    return f"{replication_table()}\n\n{detector_table()}"
+
+
+def replication_table():
+    """Return the table of the rebuilt System A against the original."""
+    results = read_results("03_alpha_calibration")
     lines = [
         "| System A, on the original's protocol | original reports | ours, mean ± sd over seeds |",
         "|---|---|---|",
@@ -45,19 +66,38 @@ def results_table():
     for ood, metric, label in (
         ("", "accuracy", "ten-way accuracy on MNIST-test"),
         ("", "osr_mnist", "digits kept and right (MNIST-test)"),
-        (mix, "osr_ood", "unknowns flagged (750 FashionMNIST + 750 CIFAR-10)"),
-        (mix, "osr_total", "total open-set accuracy"),
-        (mix, "binary_accuracy", "known / unknown accuracy"),
+        (MIX, "osr_ood", "unknowns flagged (750 FashionMNIST + 750 CIFAR-10)"),
+        (MIX, "osr_total", "total open-set accuracy"),
+        (MIX, "binary_accuracy", "known / unknown accuracy"),
     ):
-        wanted = ("multitask_autoencoder", ood, metric)
-        values = [
-            100 * row["value"]
-            for row in results["rows"]
-            if (row["method"], row["ood"], row["metric"]) == wanted
-        ]
+        ours, seeds = spread(results["rows"], "multitask_autoencoder", ood, metric)
         reference = 100 * results["config"]["reference"][metric]
-        ours = f"{statistics.fmean(values):.2f} ± {statistics.pstdev(values):.2f}"
-        lines.append(f"| {label} | {reference:.2f} % | {ours} % ({len(values)} seeds) |")
+        lines.append(f"| {label} | {reference:.2f} % | {ours} % ({seeds} seeds) |")
+    return "\n".join(lines)
+
+
+def detector_table():
+    """Return the table of all open-set models, on the full test sets."""
+    names = ("03_alpha_calibration", "03b_open_set_detector")
+    rows = [row for name in names for row in read_results(name)["rows"]]
+    columns = (("", "osr_mnist"), ("fashionmnist", "osr_ood"), ("cifar10", "osr_ood"))
+    columns += (("kmnist", "osr_ood"), (MIX, "osr_total"))
+    lines = [
+        "| in %, mean ± sd over seeds | digits kept and right | FashionMNIST flagged "
+        "| CIFAR-10 flagged | KMNIST flagged | total, original's mix |",
+        "|---|---|---|---|---|---|",
+    ]
+    for method, label in (
+        ("plain_cnn", "plain classifier, softmax confidence"),
+        ("plain_cnn/openmax", "OpenMax on it"),
+        ("plain_cnn/distance", "feature distance on it"),
+        ("autoencoder_10", "ten-output autoencoder, confidence"),
+        ("multitask_autoencoder", "the original, rebuilt (trained on 9,000)"),
+        ("osr_detector_9k", "`osr_detector`, trained on 9,000"),
+        ("osr_detector", "**`osr_detector`**"),
+    ):
+        cells = " | ".join(spread(rows, method, *column)[0] for column in columns)
+        lines.append(f"| {label} | {cells} |")
     return "\n".join(lines)
 
 
@@ -67,7 +107,7 @@ def update_readme():
     begin, end = "<!-- results: written by `make report` -->", "<!-- end of results -->"
     old = path.read_text(encoding="utf-8")
     new, found = re.subn(
-        f"(?s){re.escape(begin)}.*{re.escape(end)}", f"{begin}\n{results_table()}\n{end}", old
+        f"(?s){re.escape(begin)}.*{re.escape(end)}", f"{begin}\n{results_tables()}\n{end}", old
     )
     if not found:
         raise ValueError(f"{path} has lost its markers {begin} and {end}")
@@ -76,7 +116,7 @@ def update_readme():
 
 
 def main(profile="full"):
-    """Build the report; in the full profile, the README's table as well."""
+    """Build the report; in the full profile, the README's tables as well."""
     if profile == "demo":
         return compile_report("/.demo")
     update_readme()

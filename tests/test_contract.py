@@ -427,8 +427,19 @@ def test_a_pickle_beside_a_submission_is_not_opened(folder, suffix):
     (folder / f"ada{suffix}").write_bytes(pickle.dumps(Bomb(folder / "opened")))
     rows = judge(folder)
     assert set(rows) == {"ada", "good"} and not (folder / "opened").exists()
-    if suffix == ".safetensors":
-        assert problem(rows["ada"]).startswith("SafetensorError: ")
+    expected = {".pt": "ada.pt is a pickle", ".safetensors": "SafetensorError: "}
+    assert problem(rows["ada"]).startswith(expected[suffix])
+
+
+def test_an_error_without_a_message_is_a_problem_as_well(folder):
+    hand_in(folder, "ada", "raise ValueError")
+    assert problem(judge(folder)["ada"]).startswith("ValueError")
+
+
+def test_a_submission_may_define_dataclasses(folder):
+    text = "from dataclasses import dataclass\n\n@dataclass\nclass Config:\n    width: int = 1\n\n"
+    hand_in(folder, "good", "from __future__ import annotations\n" + text + BRIGHTEST)
+    assert_good(judge(folder)["good"])
 
 
 def test_weights_without_their_python_file_are_a_problem(folder):
