@@ -659,10 +659,11 @@ class MultitaskAutoencoder(nn.Module):
 class OpenSetDetector(nn.Module):
     """System A's detector: a classifier whose eleventh logit is a distance between features.
 
-    ``forward`` takes (N, 1, 28, 28) in [0, 1] and returns (N, 11): ten class logits z and
-    alpha * e, where e is the squared Mahalanobis distance (Lee et al. 2018), divided by the
-    number of features, of the pooled features of all stages to their mean over the training
-    digits of the most likely class. So x is unknown iff alpha > max z / e.
+    ``forward`` takes (N, 1, 28, 28) in [0, 1] and returns (N, 11): the evidence z for each digit,
+    which is its logit plus its log-odds against the outliers of the training, and alpha * e, where
+    e is the squared Mahalanobis distance (Lee et al. 2018), divided by the number of features, of
+    the pooled features of all stages to their mean over the training digits of the most likely
+    class. So x is unknown iff alpha > max z / e.
     """
 
     WIDTHS = (32, 64, 96)  # channels of the stages
@@ -717,10 +718,11 @@ class OpenSetDetector(nn.Module):
         return ((features - self.mean[digit]) @ self.whiten).square().mean(1)
 
     def logits_and_error(self, x):
-        """Return the (N, 10) class logits and the (N,) feature distances."""
+        """Return the (N, 10) evidence for each digit and the (N,) feature distances."""
         features = self.features(x)
-        logits = self.classify(features)[:, :10]
-        return logits, self.distance(features, logits.argmax(1))
+        logits = self.classify(features)
+        evidence = 2 * logits[:, :10] - logits[:, 10:]
+        return evidence, self.distance(features, evidence.argmax(1))
 
     def forward(self, x):
         logits, error = self.logits_and_error(x)

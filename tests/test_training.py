@@ -233,7 +233,9 @@ def test_the_detectors_eleventh_logit_is_alpha_times_the_distance(
     x = digits[0][:60].flip(2)
     output, features = detector(x), detector.features(x)
     assert output.shape == (60, 11) and output.dtype == torch.float32 and output.isfinite().all()
-    assert torch.equal(output[:, :10], detector.classify(features)[:, :10])
+    logits = detector.classify(features).double()
+    evidence = logits[:, :10] + (logits[:, :10] - logits[:, 10:])  # logit + log-odds
+    torch.testing.assert_close(output[:, :10].double(), evidence, rtol=1e-5, atol=1e-5)
     means, covariance = gaussian
     likely = output[:, :10].argmax(1)
     assert len(set(likely.tolist())) > 5
