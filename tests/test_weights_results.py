@@ -264,10 +264,12 @@ def test_a_folder_of_weights_that_cannot_be_is_an_error_with_advice(folder):
 
 @pytest.fixture
 def repository(monkeypatch, sandbox):
-    """Stand an empty repository in for this one."""
+    """Stand an empty repository in for this one, which ships a single model."""
     root = sandbox / "repository"
     root.mkdir()
     monkeypatch.setattr(osr_utils, "ROOT", root)
+    shipped = {"multitask_autoencoder": osr_utils.MultitaskAutoencoder}
+    monkeypatch.setattr(osr_utils, "SHIPPED", shipped)
     monkeypatch.delenv("OSR_OUTPUT")
     return root
 
@@ -323,6 +325,16 @@ def test_a_model_whose_name_goes_on_is_not_in_the_way(repository, other):
     name = ship()
     assert osr_utils.load_model("multitask_autoencoder").checkpoint == name
     assert osr_utils.list_models()["multitask_autoencoder"]["file"] == f"{name}.safetensors"
+
+
+@pytest.mark.parametrize("name", osr_utils.SHIPPED)
+@torch.no_grad()
+def test_every_shipped_model_is_ready_and_keeps_the_contract(name):
+    model = osr_utils.load_model(name)
+    output = model(torch.rand(4, 1, 28, 28, generator=torch.Generator().manual_seed(0)))
+    assert output.shape == (4, 11) and output.dtype == torch.float32 and output.isfinite().all()
+    assert not any(module.training for module in model.modules()) and model.alpha != 1
+    assert osr_utils.list_models()[name]["file"] == f"{model.checkpoint}.safetensors"
 
 
 def test_damaged_shipped_weights_name_the_file(repository):
@@ -534,7 +546,9 @@ def test_the_style_changes_what_it_should():
         osr_utils.use_report_style()
         assert plt.rcParams["font.size"] == 8 and not plt.rcParams["axes.spines.top"]
         assert plt.rcParams["figure.figsize"][0] == osr_utils.COLUMN_WIDTH == 3.3
-    assert len(set(osr_utils.COLORS.values())) == len(osr_utils.COLORS)
+    names = list(osr_utils.COLORS)
+    for group in (names[: names.index("plain_cnn")], names[names.index("plain_cnn") :]):
+        assert len({osr_utils.COLORS[name] for name in group}) == len(group)  # sets, methods
 
 
 def test_rows_are_laid_out_by_seed_and_as_mean_and_deviation():
