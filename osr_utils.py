@@ -72,12 +72,12 @@ CORRUPTIONS = (
     "motion_blur", "rotate", "scale", "shear", "shot_noise", "spatter", "stripe", "translate",
     "zigzag",
 )  # fmt: skip
+_BUNDLED = ("uci_digits", "letters", "symbols")  # made from the dependencies, in every profile
 _NAMES = (
     "mnist", "fashionmnist", "kmnist", "cifar10", "cifar100", "svhn", "tinyimagenet",
     *(f"mnist_c/{corruption}" for corruption in ("identity", *CORRUPTIONS)),
-    "uci_digits", "letters", "symbols",
+    *_BUNDLED,
 )  # fmt: skip
-_BUNDLED = ("uci_digits", "letters", "symbols")  # made from the dependencies, in every profile
 _CLASSES = {"cifar100": 100, "tinyimagenet": 200}  # 10 everywhere else
 
 

@@ -411,19 +411,24 @@ def demo(monkeypatch, data):
     return data
 
 
+def assert_made_on_the_spot(name, split, shape, folder):
+    """Check a generated set; return the name that it carries."""
+    assert osr_utils.is_available(name, split)
+    images, labels, found, note = load_images(name, split)
+    assert images.dtype == np.uint8 and images.shape == (len(labels), *shape)
+    assert labels.dtype == np.int64 and set(labels.tolist()) == set(range(10))
+    assert len(labels) >= 500 and note
+    assert (images.reshape(len(images), -1).max(1) > 0).all()  # no glyph is missing
+    np.testing.assert_array_equal(load_images(name, split).images, images)
+    assert not list(folder.iterdir())
+    return found
+
+
 @pytest.mark.parametrize("name", DEMO_NAMES)
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_every_stand_in_of_the_demo_is_a_valid_image_set(demo, name, split):
-    assert osr_utils.is_available(name, split)
-    images, labels, found, note = load_images(name, split)
-    colour = name in PHOTOGRAPHS
-    assert images.shape == (len(labels), 32, 32, 3) if colour else (len(labels), 28, 28)
-    assert images.dtype == np.uint8 and labels.dtype == np.int64
-    assert len(labels) >= 500 and set(labels.tolist()) == set(range(10))
-    assert found == f"demo:{name}" and note
-    assert (images.reshape(len(images), -1).max(1) > 0).all()  # no glyph is missing
-    np.testing.assert_array_equal(load_images(name, split).images, images)
-    assert not list(demo.iterdir())
+    shape = (32, 32, 3) if name in PHOTOGRAPHS else (28, 28)
+    assert assert_made_on_the_spot(name, split, shape, demo) == f"demo:{name}"
 
 
 @pytest.mark.parametrize("name", [name for name in DEMO_NAMES if name not in PHOTOGRAPHS])
@@ -456,14 +461,7 @@ def offline(monkeypatch, data, request):
 @pytest.mark.parametrize("name", BUNDLED)
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_bundled_sets_need_no_file_and_no_network_in_either_profile(offline, name, split):
-    assert osr_utils.is_available(name, split)
-    images, labels, found, note = load_images(name, split)
-    assert images.dtype == np.uint8 and images.shape == (len(labels), 28, 28)
-    assert labels.dtype == np.int64 and set(labels.tolist()) == set(range(10))
-    assert len(labels) >= 500 and found == name and note
-    assert (images.reshape(len(images), -1).max(1) > 0).all()
-    np.testing.assert_array_equal(load_images(name, split).images, images)
-    assert not list(offline.iterdir())
+    assert assert_made_on_the_spot(name, split, (28, 28), offline) == name
 
 
 @pytest.mark.parametrize("name", BUNDLED)
