@@ -4,15 +4,19 @@ An *OOD score* is higher for inputs that look more out-of-distribution (OOD); OO
 class of every metric. Images are float32 (N, 1, 28, 28) in [0, 1] wherever a model sees them.
 """
 
+import difflib
 import hashlib
 import importlib.util
 import json
 import math
 import os
 import random
+import subprocess
 import sys
 import tempfile
 import time
+import traceback
+import warnings
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -319,7 +323,9 @@ class CombinedDataset(Dataset):
 
 def _check_name(name, split):
     if name not in _NAMES:
-        raise ValueError(f"unknown data set {name!r}; known are {', '.join(_NAMES)}")
+        close = difflib.get_close_matches(str(name).lower(), _NAMES, 1)
+        hint = f"did you mean {close[0]!r}? There are" if close else "there are"
+        raise ValueError(f"unknown data set {name!r}; {hint} {', '.join(_NAMES)}")
     if split not in ("train", "test"):
         raise ValueError(f"unknown split {split!r} of {name!r}; use 'train' or 'test'")
 
@@ -422,6 +428,8 @@ def eval_model(model, data_loader, device):
     """
     if isinstance(model, type):
         raise ValueError(f"{model.__name__} is a class: give a model, {model.__name__}()")
+    if not callable(model):
+        raise ValueError(f"the model is a {type(model).__name__}: give one that can be called")
     with evaluation_mode(model):
         if isinstance(model, nn.Module):
             model.to(device)
@@ -429,13 +437,14 @@ def eval_model(model, data_loader, device):
         for batch in data_loader:
             if not isinstance(batch, list | tuple) or len(batch) != 2:
                 raise ValueError(f"the loader gives a {type(batch).__name__}, not (images, labels)")
-            images, labels = batch[0].to(device), _check_labels(batch[1])
+            images, labels = _check_images(batch[0]).to(device), _check_labels(batch[1])
+            if len(images) != len(labels):
+                raise ValueError(f"the loader gives {len(images)} images with {len(labels)} labels")
             try:
                 output = model(images)
             except Exception as error:
                 error.add_note(
-                    f"The model was given {images.dtype} images of shape {tuple(images.shape)}; "
-                    "if it wants another shape, change it inside forward."
+                    f"[the model was given {images.dtype} images of shape {tuple(images.shape)}]"
                 )
                 raise
             hit = _verdicts(output, len(labels)).cpu() == labels
@@ -501,24 +510,35 @@ def load_submission(path):
     spec = importlib.util.spec_from_file_location(f"submission_{path.stem}", path)
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    if not callable(getattr(module, "Model", None)):
+    build = getattr(module, "Model", None)
+    if not callable(build) or isinstance(build, nn.Module):
         raise ValueError(f"{path.name} defines no class Model: give the network's class that name")
-    model = module.Model()
+    model = build()
     if weights.is_file():
-        load_weights(model, weights)
+        try:
+            load_weights(model, weights)
+        except Exception as error:
+            raise ValueError(
+                f"{weights.name} does not fit class Model, or is damaged ({error}): write it with "
+                f"safetensors.torch.save_model from the class that {path.name} defines"
+            ) from error
     return model
 
 
-def judge_submissions(folder, loader, device):
-    """Judge every submission in a folder; one that is broken does not stop the others.
+def judge_submissions(folder, loader, device, seconds=600):
+    """Judge every submission in a folder, each in a process of its own.
+
+    One that is broken, never ends or changes the settings of torch does not touch the others.
 
     Parameters
     ----------
     folder : str or Path
-        Holds one Python file a submission, see `load_submission`.
+        Holds one self-contained Python file a submission, see `load_submission`.
     loader : iterable of (images, labels)
-        As for `eval_model`.
+        As for `eval_model`; read once, held in memory.
     device : str or torch.device
+    seconds : float
+        A submission that takes longer is stopped.
 
     Returns
     -------
@@ -529,24 +549,67 @@ def judge_submissions(folder, loader, device):
     Raises
     ------
     FileNotFoundError
-        If the folder holds no submission.
+        If there is no such folder, or it holds no submission.
     """
+    folder = Path(folder)
     kinds = {".py", ".safetensors", *PICKLES}
-    names = {path.stem for path in Path(folder).glob("[!._]*") if path.suffix in kinds}
+    names = {path.stem for path in folder.glob("[!._]*") if path.suffix in kinds}
     if not names:
-        raise FileNotFoundError(f"no submission in {folder}: put <name>.py files there")
+        raise FileNotFoundError(
+            f"no submission in {folder}: put <name>.py files there"
+            if folder.is_dir()
+            else f"{folder} is not a folder: give the one that holds the submissions"
+        )
     rows, columns = [], ("acc_mnist", "acc_ood", "acc_total")
-    for name in progress(sorted(names), "submissions"):
-        accuracies, problem = (math.nan,) * 3, ""
-        try:
-            accuracies = eval_model(load_submission(Path(folder) / f"{name}.py"), loader, device)
-        except (Exception, SystemExit) as error:
-            plain = isinstance(error, ValueError | FileNotFoundError) and str(error)
-            text = str(error) if plain else f"{type(error).__name__}: {error}"
-            problem = " ".join(" ".join([text, *getattr(error, "__notes__", ())]).split())
-        row = {"submission": name, **dict(zip(columns, accuracies, strict=True))}
-        rows.append(row | {"problem": problem})
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import osr_utils as osr; "
+    with tempfile.TemporaryDirectory() as place:
+        batches, answer = Path(place) / "batches.npz", Path(place) / "answer.json"
+        arrays = {}
+        for i, (images, labels) in enumerate(loader):
+            arrays[f"images{i}"], arrays[f"labels{i}"] = np.asarray(images), np.asarray(labels)
+        np.savez(batches, **arrays)
+        for name in progress(sorted(names), "submissions"):
+            paths = [str(path) for path in (folder / f"{name}.py", batches, answer)]
+            command = [sys.executable, "-c", code + "osr._judge(*sys.argv[1:])", *paths]
+            answer.unlink(missing_ok=True)
+            quiet = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+            try:
+                done = subprocess.run([*command, str(device)], timeout=seconds, **quiet)
+                problem = f"it ended the process that judged it (exit status {done.returncode})"
+            except subprocess.TimeoutExpired:
+                problem = f"no answer within {seconds} s: stopped"
+            accuracies = (math.nan,) * 3
+            if answer.is_file():
+                accuracies, problem = json.loads(answer.read_text(encoding="utf-8"))
+            row = {"submission": name, **dict(zip(columns, accuracies, strict=True))}
+            rows.append(row | {"problem": problem})
     return rows
+
+
+def _judge(path, batches, answer, device):
+    """Write the accuracies of one submission and its problem, if any, to a file."""
+    path, accuracies, problem = Path(path), (math.nan,) * 3, ""
+    with np.load(batches) as file:
+        parts = [
+            torch.from_numpy(file[f"{part}{i}"])
+            for i in range(len(file.files) // 2)
+            for part in ("images", "labels")
+        ]
+    try:
+        model = load_submission(path)
+        accuracies = eval_model(model, list(zip(parts[::2], parts[1::2], strict=True)), device)
+        trained = path.with_suffix(".safetensors")
+        if isinstance(model, nn.Module) and [*model.parameters()] and not trained.is_file():
+            problem = f"judged with the weights that Model() gives: there is no {trained.name}"
+    except (Exception, SystemExit) as error:
+        ours = isinstance(error, ValueError | FileNotFoundError) and str(error)
+        problem = str(error) if ours else f"{type(error).__name__}: {error}"
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if Path(frame.filename) == path]
+        where = [f"({path.name}, line {lines[-1]})"] if lines else []
+        problem = " ".join(" ".join([problem, *where, *getattr(error, "__notes__", ())]).split())
+    with atomic_path(Path(answer)) as temporary:
+        temporary.write_text(json.dumps([accuracies, problem]), encoding="utf-8")
 
 
 @contextmanager
@@ -562,8 +625,19 @@ def evaluation_mode(model):
             module.training = mode
 
 
+def _check_images(images):
+    if not isinstance(images, torch.Tensor):
+        raise ValueError(
+            f"images are a {type(images).__name__}, not a tensor: give them through "
+            "`to_model_input`, or torchvision's ToTensor"
+        )
+    return images
+
+
 def _check_labels(labels):
     labels = torch.as_tensor(labels).cpu()
+    if labels.ndim == 0:
+        raise ValueError("a label, not a batch of them: wrap the data set in a DataLoader")
     integer = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
     if labels.ndim != 1 or not integer:
         raise ValueError(
@@ -593,6 +667,8 @@ def _verdicts(output, n):
         return output
     if output.shape != (n, OOD_LABEL + 1) or not numeric:
         hint = "; add an eleventh score for 'unknown'" if output.shape == (n, OOD_LABEL) else ""
+        if output.shape == (n,):
+            hint = "; end with .long() if these are verdicts"
         raise ValueError(
             f"the model returned {output.dtype} {tuple(output.shape)} for {n} images: return "
             f"({n}, 11) scores or ({n},) integer verdicts{hint}"
@@ -652,6 +728,7 @@ class MultitaskAutoencoder(nn.Module):
         return self.classifier(latent), error
 
     def forward(self, x):
+        _warn_of_range(x)
         logits, error = self.logits_and_error(x)
         return torch.cat([logits, self.alpha * error[:, None]], 1)
 
@@ -725,11 +802,27 @@ class OpenSetDetector(nn.Module):
         return evidence, self.distance(features, evidence.argmax(1))
 
     def forward(self, x):
+        _warn_of_range(x)
         logits, error = self.logits_and_error(x)
         return torch.cat([logits, self.alpha * error[:, None]], 1)
 
 
-SHIPPED = {"multitask_autoencoder": MultitaskAutoencoder, "osr_detector": OpenSetDetector}
+def _warn_of_range(x):
+    """Warn of images that were scaled otherwise: nothing else would show it."""
+    if x.numel() and (x.amin() < -0.01 or x.amax() > 1.01):
+        warnings.warn(
+            f"images run from {x.amin():.2f} to {x.amax():.2f}, but the model was trained on "
+            "[0, 1]: leave out Normalize, divide bytes by 255",
+            stacklevel=3,
+        )
+
+
+SHIPPED = {
+    "multitask_autoencoder": MultitaskAutoencoder,
+    "plain_cnn": OpenSetDetector,  # trained without outliers
+    "osr_detector_9k": OpenSetDetector,  # trained on 9,000 digits
+    "osr_detector": OpenSetDetector,
+}
 
 
 # --- training -------------------------------------------------------------------------------------
@@ -1170,9 +1263,9 @@ COLUMN_WIDTH, PAGE_WIDTH = 3.3, 6.8  # inches
 COLORS = {
     "mnist": "#0072B2", "fashionmnist": "#D55E00", "cifar10": "#009E73", "kmnist": "#CC79A7",
     "svhn": "#E69F00", "tinyimagenet": "#56B4E9", "reference": "#777777",
-    "plain_cnn": "#56B4E9", "plain_cnn/openmax": "#E69F00", "plain_cnn/distance": "#009E73",
-    "autoencoder_10": "#CC79A7", "multitask_autoencoder": "#D55E00", "osr_detector_9k": "#777777",
-    "osr_detector": "#0072B2",
+    "plain_cnn": "#56B4E9", "plain_cnn/openmax": "#E69F00",
+    "plain_cnn/distance/max_logit": "#009E73", "autoencoder_10": "#CC79A7",
+    "multitask_autoencoder": "#D55E00", "osr_detector_9k": "#777777", "osr_detector": "#0072B2",
 }  # fmt: skip
 
 

@@ -93,9 +93,10 @@ def detector_table():
     for method, label in (
         ("plain_cnn", "plain classifier, softmax confidence"),
         ("plain_cnn/openmax", "OpenMax on it"),
-        ("plain_cnn/distance", "feature distance on it"),
+        ("plain_cnn/distance/max_logit", "its feature distance over its largest logit"),
         ("autoencoder_10", "ten-output autoencoder, confidence"),
-        ("multitask_autoencoder", "the original, rebuilt (trained on 9,000)"),
+        ("multitask_autoencoder", "the original, rebuilt (9,000 digits; keeps what it kept)"),
+        ("multitask_autoencoder/keep=0.9975", "the same, keeping as many digits as the others"),
         ("osr_detector_9k", "`osr_detector`, trained on 9,000"),
         ("osr_detector", "**`osr_detector`**"),
     ):

@@ -106,6 +106,17 @@ def test_an_unknown_name_lists_the_known_ones(name):
             call(name, "test")
 
 
+def test_a_misspelt_name_is_told_the_nearest():
+    with pytest.raises(ValueError, match="did you mean 'fashionmnist'"):
+        load_images("FashionMNIST", "test")
+
+
+def test_letters_and_symbols_of_the_test_are_other_drawings():
+    for name in ("letters", "symbols"):
+        train, test = (load_images(name, split) for split in ("train", "test"))
+        assert (train.labels != test.labels).mean() > 0.8
+
+
 def test_an_unknown_split_is_an_error():
     with pytest.raises(ValueError, match="unknown split 'val' of 'mnist'; use 'train' or 'test'"):
         load_images("mnist", "val")

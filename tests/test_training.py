@@ -3,6 +3,7 @@
 import copy
 import math
 import random
+import warnings
 
 import numpy as np
 import pytest
@@ -13,6 +14,20 @@ from torch import nn
 from torch.nn import functional as F
 
 import osr_utils
+
+
+@pytest.mark.parametrize("name", osr_utils.SHIPPED)
+def test_a_shipped_model_warns_of_images_of_another_range(name):
+    model = osr_utils.SHIPPED[name]().eval()
+    x = torch.rand(2, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model(x)
+        model(x[:0])
+        for other in (255 * x, (x - 0.1307) / 0.3081):
+            with pytest.raises(UserWarning, match="leave out Normalize"):
+                model(other)
+
 
 # --- MultitaskAutoencoder -------------------------------------------------------------------------
 
