@@ -17,6 +17,7 @@ import tempfile
 import time
 import traceback
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -560,30 +561,38 @@ def judge_submissions(folder, loader, device, seconds=600):
             if folder.is_dir()
             else f"{folder} is not a folder: give the one that holds the submissions"
         )
-    rows, columns = [], ("acc_mnist", "acc_ood", "acc_total")
-    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import osr_utils as osr; "
-    with tempfile.TemporaryDirectory() as place:
-        batches, answer = Path(place) / "batches.npz", Path(place) / "answer.json"
+    with tempfile.TemporaryDirectory() as place, ThreadPoolExecutor(os.cpu_count()) as pool:
         arrays = {}
         for i, (images, labels) in enumerate(loader):
             arrays[f"images{i}"], arrays[f"labels{i}"] = np.asarray(images), np.asarray(labels)
-        np.savez(batches, **arrays)
-        for name in progress(sorted(names), "submissions"):
-            paths = [str(path) for path in (folder / f"{name}.py", batches, answer)]
-            command = [sys.executable, "-c", code + "osr._judge(*sys.argv[1:])", *paths]
-            answer.unlink(missing_ok=True)
-            quiet = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
-            try:
-                done = subprocess.run([*command, str(device)], timeout=seconds, **quiet)
-                problem = f"it ended the process that judged it (exit status {done.returncode})"
-            except subprocess.TimeoutExpired:
-                problem = f"no answer within {seconds} s: stopped"
-            accuracies = (math.nan,) * 3
-            if answer.is_file():
-                accuracies, problem = json.loads(answer.read_text(encoding="utf-8"))
-            row = {"submission": name, **dict(zip(columns, accuracies, strict=True))}
-            rows.append(row | {"problem": problem})
-    return rows
+        np.savez(Path(place) / "batches.npz", **arrays)
+        calls = [
+            pool.submit(_judge_apart, folder / f"{name}.py", Path(place), device, seconds)
+            for name in sorted(names)
+        ]
+        return [call.result() for call in progress(calls, "submissions")]
+
+
+def _judge_apart(path, place, device, seconds):
+    """Return the row of one submission, judged in a process of its own."""
+    answer = place / f"{path.stem}.json"
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import osr_utils as osr; "
+    arguments = [str(value) for value in (path, place / "batches.npz", answer, device)]
+    command = [sys.executable, "-c", code + "osr._judge(*sys.argv[1:])", *arguments]
+    quiet = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+    accuracies, problem = (math.nan,) * 3, ""
+    try:
+        if path.is_file():
+            done = subprocess.run(command, timeout=seconds, **quiet)
+            problem = f"it ended the process that judged it (exit status {done.returncode})"
+        else:
+            _judge(*arguments)  # says what is missing; nothing of it runs
+    except subprocess.TimeoutExpired:
+        problem = f"no answer within {seconds} s: stopped"
+    if answer.is_file():
+        accuracies, problem = json.loads(answer.read_text(encoding="utf-8"))
+    row = dict(zip(("acc_mnist", "acc_ood", "acc_total"), accuracies, strict=True))
+    return {"submission": path.stem, **row, "problem": problem}
 
 
 def _judge(path, batches, answer, device):
@@ -1284,6 +1293,8 @@ def use_report_style():
 
 def save_figure(fig, name):
     """Write a figure to figures/<name>.png and .pdf, atomically and without a date."""
+    fig.draw_without_rendering()
+    fig.set_layout_engine("none")  # the layout is found: once is enough
     for suffix, dates in ((".png", {"Software": None}), (".pdf", {"CreationDate": None})):
         with atomic_path(output_dir() / "figures" / f"{name}{suffix}") as temporary:
             fig.savefig(temporary, format=suffix[1:], metadata=dates)
