@@ -7,6 +7,7 @@ class of every metric. Images are float32 (N, 1, 28, 28) in [0, 1] wherever a mo
 import difflib
 import hashlib
 import importlib.util
+import inspect
 import json
 import math
 import os
@@ -18,7 +19,7 @@ import time
 import traceback
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -854,10 +855,10 @@ def pick_device():
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def progress(iterable, description):
+def progress(iterable, description, total=None):
     """Wrap an iterable in a progress bar that vanishes at its end; ``OSR_PROGRESS=0``: no bar."""
     hidden = os.environ.get("OSR_PROGRESS") == "0"
-    return tqdm(iterable, desc=description, leave=False, disable=hidden)
+    return tqdm(iterable, description, total, leave=False, disable=hidden)
 
 
 def train(
@@ -935,6 +936,85 @@ def _has_bf16(device):
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+
+
+def run_sweep(function, configs, arrays):
+    """Call ``function(config, **arrays)`` for every configuration, one process a core.
+
+    Each result is stored as soon as it is there, so a sweep that was killed goes on where it
+    stopped. With a Dask scheduler's address in ``DASK_SCHEDULER_ADDRESS`` the configurations run
+    on that cluster, whose workers must be able to import `osr_utils`.
+
+    Parameters
+    ----------
+    function : callable
+        Returns something JSON-able. May be defined in a notebook; a change of its own source, a
+        configuration or an array computes a result anew, a change of what it calls does not.
+    configs : list of dict
+        JSON-able; each holds everything that shapes its result.
+    arrays : dict of str to array
+        Shared by all calls; memory-mapped, not copied, on one machine.
+
+    Returns
+    -------
+    list of dict
+        One a configuration, in order: "config", "result" (None where it failed) and "problem"
+        ("" where there is none; a failure is also printed, is not stored, and does not stop the
+        others).
+    """
+    from joblib import Parallel, delayed, parallel_config  # noqa: PLC0415
+
+    sums = {key: checksum(value) for key, value in arrays.items()}
+    shared = [function.__name__, inspect.getsource(function), sums]
+    folder = results_dir() / ".local/sweeps" / function.__name__
+    configs = json.loads(json.dumps(configs))
+    paths = [folder / f"{_digest([*shared, config])}.json" for config in configs]
+    rows = [_read_sweep_row(path, config) for path, config in zip(paths, configs, strict=True)]
+    missing = [i for i, row in enumerate(rows) if row is None]
+    calls = (delayed(_call_for_sweep)(i, function, configs[i], arrays) for i in missing)
+    with ExitStack() as stack:
+        if address := os.environ.get("DASK_SCHEDULER_ADDRESS"):
+            from dask.distributed import Client  # noqa: PLC0415
+
+            stack.enter_context(Client(address, set_as_default=True))
+            stack.enter_context(parallel_config(backend="dask"))
+        found = Parallel(n_jobs=-1, return_as="generator_unordered")(calls)
+        for i, result, problem in progress(found, function.__name__, len(missing)):
+            rows[i] = {"config": configs[i], "result": result, "problem": problem}
+            if problem:
+                print(f"{function.__name__} failed for {configs[i]}: {problem}")
+                continue
+            text = json.dumps({**rows[i], "sum": _digest([configs[i], result])}, allow_nan=False)
+            with atomic_path(paths[i]) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+    return rows
+
+
+def _call_for_sweep(index, function, config, arrays):
+    """Return (index, result, problem), in a process of its own."""
+    try:
+        return index, function(config, **arrays), ""
+    except Exception as error:
+        return index, None, f"{type(error).__name__}: {error}"
+
+
+def _read_sweep_row(path, config):
+    """Return a stored row of a sweep, or None if it is missing or damaged."""
+    if not path.is_file():
+        return None
+    try:
+        row = json.loads(path.read_text(encoding="utf-8"))
+        if row.pop("sum") == _digest([config, row["result"]]) and row["config"] == config:
+            return row
+    except (ValueError, KeyError, TypeError, AttributeError):
+        pass
+    print(f"{path.name} is damaged: computing {config} again")
+    return None
+
+
+def _digest(value):
+    """Return the SHA-256 of a JSON-able value: 12 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
 
 
 # --- scores and metrics ---------------------------------------------------------------------------
@@ -1091,8 +1171,7 @@ def fit_or_load(name, config, train, *, build, data, note=""):
     """
     sums = {key: checksum(value) for key, value in data.items()}
     config = json.loads(json.dumps(config))
-    digest = hashlib.sha256(json.dumps([config, sums], sort_keys=True).encode()).hexdigest()[:12]
-    folder, file = checkpoint_dir(), f"{name}-{digest}.safetensors"
+    folder, file = checkpoint_dir(), f"{name}-{_digest([config, sums])}.safetensors"
     if (folder / file).is_file():
         return _load_weights(build(), folder / file)
     for path in sorted(folder.glob(f"{name}-*.safetensors")):

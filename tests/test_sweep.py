@@ -1,0 +1,151 @@
+"""run_sweep: parallel, resumable, the same on a Dask cluster."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from dask.distributed import LocalCluster
+
+import osr_utils
+
+ROOT = Path(osr_utils.__file__).parent
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """Stored rows land here; calls leave a file a configuration beside them."""
+    monkeypatch.setenv("OSR_OUTPUT", str(tmp_path))
+    return tmp_path
+
+
+def area(config, images):
+    """Leave a mark, and return a number that depends on the configuration and the data."""
+    calls = Path(config["folder"])
+    (calls / f"{config['side']}-{time.time_ns()}").touch()
+    if config["side"] < 0:
+        raise ValueError("a side is negative")
+    return {"area": config["side"] ** 2, "sum": float(images.sum()), "process": os.getpid()}
+
+
+def sweep(tmp_path, sides, images):
+    calls = tmp_path / "calls"
+    calls.mkdir(exist_ok=True)
+    configs = [{"side": side, "folder": str(calls)} for side in sides]
+    rows = osr_utils.run_sweep(area, configs, {"images": images})
+    return rows, sorted(int(path.name.rpartition("-")[0]) for path in calls.iterdir())
+
+
+IMAGES = np.arange(6.0)
+
+
+def test_rows_come_in_order_and_from_other_processes(tmp_path):
+    rows, calls = sweep(tmp_path, (3, 1, 2), IMAGES)
+    assert [row["result"]["area"] for row in rows] == [9, 1, 4]
+    assert [row["config"]["side"] for row in rows] == [3, 1, 2]
+    assert all(row["result"]["sum"] == 15 and row["problem"] == "" for row in rows)
+    assert calls == [1, 2, 3]
+    if os.cpu_count() > 1:
+        assert os.getpid() not in {row["result"]["process"] for row in rows}
+
+
+def test_what_is_stored_is_not_computed_again(tmp_path):
+    first, _ = sweep(tmp_path, (1, 2), IMAGES)
+    second, calls = sweep(tmp_path, (2, 3, 1), IMAGES)
+    assert second[0] == first[1] and second[2] == first[0]
+    assert calls == [1, 2, 3]
+
+
+def test_other_data_are_another_sweep(tmp_path):
+    sweep(tmp_path, (1,), IMAGES)
+    rows, calls = sweep(tmp_path, (1,), IMAGES + 1)
+    assert rows[0]["result"]["sum"] == 21 and calls == [1, 1]
+
+
+def test_a_failure_is_named_and_the_others_go_on(tmp_path, capsys):
+    rows, _ = sweep(tmp_path, (1, -2, 3), IMAGES)
+    assert [row["result"] and row["result"]["area"] for row in rows] == [1, None, 9]
+    assert rows[1]["problem"] == "ValueError: a side is negative"
+    printed = capsys.readouterr().out
+    assert "'side': -2" in printed and "a side is negative" in printed
+    _, calls = sweep(tmp_path, (1, -2, 3), IMAGES)
+    assert calls == [-2, -2, 1, 3]  # a failure is tried again, the others are not
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "empty", "list", "another"])
+def test_a_damaged_row_is_found_and_computed_again(tmp_path, capsys, damage):
+    sound, _ = sweep(tmp_path, (1, 2), IMAGES)
+    path = next(p for p in tmp_path.rglob("*.json") if '"side": 2' in p.read_text())
+    other = next(p for p in tmp_path.rglob("*.json") if '"side": 1' in p.read_text())
+    text = path.read_text()
+    path.write_text(
+        {
+            "cut": text[: len(text) // 2],
+            "changed": text.replace('"area": 4', '"area": 5'),
+            "empty": "",
+            "list": "[]",
+            "another": other.read_text(),
+        }[damage]
+    )
+    rows, calls = sweep(tmp_path, (1, 2), IMAGES)
+    assert rows[0] == sound[0] and rows[1]["result"]["area"] == 4
+    assert calls == [1, 2, 2]
+    printed = capsys.readouterr().out
+    assert path.name in printed and "'side': 2" in printed
+    assert json.loads(path.read_text())["result"]["area"] == 4
+
+
+def test_a_killed_sweep_goes_on_where_it_stopped(tmp_path):
+    script = tmp_path / "sweep.py"
+    script.write_text(
+        textwrap.dedent(f"""
+        import sys, time
+        from pathlib import Path
+        import numpy as np
+        sys.path.insert(0, {str(ROOT)!r})
+        import osr_utils
+
+        def slow(config, images):
+            if config["n"] >= 4 and not Path({str(tmp_path / "go")!r}).exists():
+                time.sleep(60)
+            with open({str(tmp_path / "log")!r}, "a") as file:
+                file.write(f"{{config['n']}} ")
+            return config["n"] * 2
+
+        if __name__ == "__main__":
+            configs = [{{"n": n}} for n in range(8)]
+            rows = osr_utils.run_sweep(slow, configs, {{"images": np.ones(3)}})
+            print([row["result"] for row in rows])
+    """)
+    )
+    command, log = [sys.executable, str(script)], tmp_path / "log"
+    first = subprocess.Popen(command, cwd=tmp_path, start_new_session=True)
+    stored = tmp_path / "report/results/.local/sweeps/slow"
+    deadline = time.monotonic() + 60
+    while len(list(stored.glob("*.json"))) < 4 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert first.poll() is None  # halfway
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    assert sorted(map(int, log.read_text().split())) == [0, 1, 2, 3]
+    (tmp_path / "go").touch()
+    second = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert second.stdout.strip() == str([2 * n for n in range(8)])
+    assert sorted(map(int, log.read_text().split())) == list(range(8))  # each once
+
+
+def test_the_same_call_runs_on_a_dask_cluster(tmp_path, monkeypatch):
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster:
+        monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", cluster.scheduler_address)
+        rows, calls = sweep(tmp_path, (1, -2, 3), IMAGES)
+        workers = {worker.pid for worker in cluster.workers.values()}
+    assert [row["result"] and row["result"]["area"] for row in rows] == [1, None, 9]
+    assert "negative" in rows[1]["problem"] and calls == [-2, 1, 3]
+    assert {row["result"]["process"] for row in rows if row["result"]} <= workers
+    assert len(list(tmp_path.rglob("*.json"))) == 2  # stored here, not on a worker
