@@ -598,7 +598,7 @@ def _judge_apart(path, place, device, seconds):
 
 def _judge(path, batches, answer, device):
     """Write the accuracies of one submission and its problem, if any, to a file."""
-    path, accuracies, problem = Path(path), (math.nan,) * 3, ""
+    path, accuracies, problem = Path(path).absolute(), (math.nan,) * 3, ""
     with np.load(batches) as file:
         parts = [
             torch.from_numpy(file[f"{part}{i}"])

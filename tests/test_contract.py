@@ -425,6 +425,13 @@ def test_a_broken_submission_is_a_row_that_says_what_is_wrong(folder, name):
     assert re.search(expected, problem(rows[name]))
 
 
+@pytest.mark.usefixtures("at_once")
+def test_a_problem_names_its_line_in_a_folder_given_from_here(folder, monkeypatch):
+    hand_in(folder, "raises", BROKEN["raises"][0])
+    monkeypatch.chdir(folder.parent)
+    assert re.search(BROKEN["raises"][1], problem(judge(folder.name)["raises"]))
+
+
 HARMFUL = {  # what only a process of its own survives; all stand before "good"
     "a_settings": "import torch\ntorch.set_default_dtype(torch.float64)\n" + BRIGHTEST,
     "b_patches": "import osr_utils\nosr_utils.OOD_LABEL = 0\n" + BRIGHTEST,
