@@ -22,7 +22,6 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "report")]
 
 import build  # noqa: E402
-import osr_utils  # noqa: E402
 
 MARKER = "# NBVAL_CHECK_OUTPUT"
 TOLERANCE = 2e-4  # of a recomputed value, on the same data
@@ -132,6 +131,13 @@ def products(output):
     return [*sorted(output.glob("figures/*.p*")), *sorted(output.glob("report/results/*.json"))]
 
 
+def weights_of_seed_0(folder):
+    """Return the file names of the weights that the results' rows of seed 0 come from."""
+    files = (folder / "report/results").glob("*.json")
+    rows = [row for file in files for row in json.loads(file.read_text())["rows"]]
+    return {f"{row['weights']}.safetensors" for row in rows if row["seed"] == 0 and row["weights"]}
+
+
 def install(output):
     """Copy figures and results into the repository."""
     for path in products(output):
@@ -176,10 +182,9 @@ def main(command):
         install(output)
         shipped = ROOT / "data/checkpoints"
         old = {path.name for path in shipped.glob("*.safetensors")}
-        for path in (output / "checkpoints").glob("*.safetensors"):
-            if osr_utils.checkpoint_metadata(path)["config"]["seed"] == 0:
-                shutil.copyfile(path, shipped / path.name)
-                old.discard(path.name)
+        for name in sorted(weights_of_seed_0(output)):
+            shutil.copyfile(output / "checkpoints" / name, shipped / name)
+            old.discard(name)
         for name in old:  # only once all the new ones are in place
             (shipped / name).unlink()
         finished.touch()

@@ -16,7 +16,7 @@ from run_notebooks import MARKER, ROOT
 NOTEBOOKS = run_notebooks.notebooks()
 NAMES = [path.stem for path in NOTEBOOKS]
 REQUIRED = ("mnist", "fashionmnist", "kmnist", "cifar10", "svhn", "tinyimagenet")
-OFFICIAL_OOD = ("", "fashionmnist", "kmnist")
+OFFICIAL_OOD = ("", "fashionmnist", "kmnist", *(f"mnist-{digit}" for digit in range(10)))
 has_data = all(osr_utils.is_available(name, "test") for name in REQUIRED)
 needs_data = pytest.mark.skipif(
     not has_data, reason="real data are not here: run `make data` or set OSR_DATA"
@@ -87,13 +87,7 @@ def test_result_rows_are_unique_and_of_the_full_profile():
 
 def test_shipped_weights_are_small_and_each_is_used_by_a_row():
     files = sorted((ROOT / "data/checkpoints").glob("*.safetensors"))
-    used = {
-        row["weights"]
-        for path in (ROOT / "report/results").glob("*.json")
-        for row in json.loads(path.read_text())["rows"]
-        if row["seed"] == 0
-    }
-    assert {path.stem for path in files} == used - {""}
+    assert {path.name for path in files} == run_notebooks.weights_of_seed_0(ROOT)
     assert max(path.stat().st_size for path in files) < 2_000_000
     assert sum(path.stat().st_size for path in files) < 40_000_000
 

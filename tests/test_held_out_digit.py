@@ -1,0 +1,82 @@
+"""System C: no 4 and no 8 of the training split is learnt from, and test/4 is read only once."""
+
+import json
+import textwrap
+
+import nbformat
+import pytest
+
+from run_notebooks import ROOT, execute
+
+NOTEBOOK = ROOT / "notebooks/02_autoencoder_topology.ipynb"
+ENVIRONMENT = {"OSR_PROFILE": "demo", "OSR_RETRAIN": None}
+EVALUATION = "# EVALUATION"  # how the cell begins that may read test/4
+
+# Every 4, and every 8 of the training split, becomes noise; their indices are taken away.
+SPOIL = textwrap.dedent("""
+    def spoilt(name, split, load=osr.load_images):
+        found = load(name, split)
+        images = found.images.copy()
+        hidden = np.isin(found.labels, (8, 4) if split == "train" else (4,))
+        images[hidden] = np.random.default_rng(1).integers(0, 256, images[hidden].shape)
+        sizes[len(images)] = split
+        return found._replace(images=images)
+
+
+    def locked(labels, split=osr.digit_split):
+        parts = split(labels)
+        del parts["4"]
+        if sizes[len(labels)] == "train":
+            del parts["8"]
+        return parts
+
+
+    sizes = {}
+    osr.load_images, osr.digit_split = spoilt, locked
+""")
+SAVE = textwrap.dedent("""
+    import json
+    from pathlib import Path
+
+    weights = {name: network["weights"] for name, network in networks.items()}
+    text = json.dumps({"rows": rows, "weights": weights, "limits": [*map(str, limits.items())]})
+    Path("PATH").write_text(text)
+""")
+
+
+def run_until_evaluation(folder, spoil):
+    """Execute the demo of the notebook up to the evaluation; return what it then knows."""
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    code = [i for i, cell in enumerate(notebook.cells) if cell.cell_type == "code"]
+    end = next(i for i in code if notebook.cells[i].source.startswith(EVALUATION))
+    notebook.cells = notebook.cells[:end]
+    answer = folder / "answer.json"
+    save = nbformat.v4.new_code_cell(SAVE.replace("PATH", str(answer)))
+    notebook.cells.append(save)
+    if spoil:
+        notebook.cells.insert(code[0] + 1, nbformat.v4.new_code_cell(SPOIL))
+    path = folder / NOTEBOOK.name
+    nbformat.write(notebook, path)
+    environment = {**ENVIRONMENT, "OSR_OUTPUT": str(folder / "output")}
+    execute(path, {**environment, "PYTHONPATH": str(ROOT)}, folder / "executed.ipynb", 300)
+    return json.loads(answer.read_text())
+
+
+@pytest.fixture(scope="module")
+def untouched(tmp_path_factory):
+    return run_until_evaluation(tmp_path_factory.mktemp("untouched"), spoil=False)
+
+
+def test_nothing_before_the_evaluation_depends_on_a_held_out_digit(untouched, tmp_path):
+    """Weights carry the checksum of their training data; rows and thresholds that of the rest."""
+    spoilt = run_until_evaluation(tmp_path, spoil=True)
+    assert untouched["weights"] and untouched["rows"] and untouched["limits"]
+    assert spoilt == untouched
+
+
+def test_what_the_evaluation_reads_is_the_held_out_digit():
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    (evaluation,) = (i for i, source in enumerate(cells) if source.startswith(EVALUATION))
+    assert 'digit_split(mnist_test.labels)["4"]' in cells[evaluation]
+    assert not any('"mnist-4"' in source or '["4"]' in source for source in cells[:evaluation])
