@@ -313,12 +313,16 @@ def bench_sweep(images, labels):
     loader = plain_loader(images, labels, SWEEP_BATCH)
 
     def ours():
+        own = os.environ.get("OSR_OUTPUT")
         with tempfile.TemporaryDirectory() as folder:  # or the second call would find its rows
             os.environ["OSR_OUTPUT"] = folder
-            rows = osr_utils.run_sweep(
-                train_for_sweep, configs, {"images": images, "labels": labels}
-            )
-            del os.environ["OSR_OUTPUT"]
+            try:
+                arrays = {"images": images, "labels": labels}
+                rows = osr_utils.run_sweep(train_for_sweep, configs, arrays)
+            finally:
+                del os.environ["OSR_OUTPUT"]
+                if own is not None:
+                    os.environ["OSR_OUTPUT"] = own
         if problems := [row["problem"] for row in rows if row["problem"]]:
             raise AssertionError(problems[0])
 

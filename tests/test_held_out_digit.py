@@ -1,4 +1,4 @@
-"""System C: no 4 and no 8 of the training split is learnt from, and test/4 is read only once."""
+"""System C: until the evaluation no 4, and no 8 of the training split, has any influence."""
 
 import json
 import textwrap
@@ -57,8 +57,9 @@ def run_until_evaluation(folder, spoil):
         notebook.cells.insert(code[0] + 1, nbformat.v4.new_code_cell(SPOIL))
     path = folder / NOTEBOOK.name
     nbformat.write(notebook, path)
+    (folder / "osr_utils.py").symlink_to(ROOT / "osr_utils.py")  # the notebook looks for it
     environment = {**ENVIRONMENT, "OSR_OUTPUT": str(folder / "output")}
-    execute(path, {**environment, "PYTHONPATH": str(ROOT)}, folder / "executed.ipynb", 300)
+    execute(path, environment, folder / "executed.ipynb", 300)
     return json.loads(answer.read_text())
 
 
