@@ -4,12 +4,10 @@ import json
 import textwrap
 
 import nbformat
-import pytest
 
 from run_notebooks import ROOT, execute
 
 NOTEBOOK = ROOT / "notebooks/02_autoencoder_topology.ipynb"
-ENVIRONMENT = {"OSR_PROFILE": "demo", "OSR_RETRAIN": None}
 EVALUATION = "# EVALUATION"  # how the cell begins that may read test/4
 
 # Every 4, and every 8 of the training split, becomes noise; their indices are taken away.
@@ -58,19 +56,15 @@ def run_until_evaluation(folder, spoil):
     path = folder / NOTEBOOK.name
     nbformat.write(notebook, path)
     (folder / "osr_utils.py").symlink_to(ROOT / "osr_utils.py")  # the notebook looks for it
-    environment = {**ENVIRONMENT, "OSR_OUTPUT": str(folder / "output")}
+    environment = {"OSR_PROFILE": "demo", "OSR_RETRAIN": None, "OSR_OUTPUT": str(folder / "output")}
     execute(path, environment, folder / "executed.ipynb", 300)
     return json.loads(answer.read_text())
 
 
-@pytest.fixture(scope="module")
-def untouched(tmp_path_factory):
-    return run_until_evaluation(tmp_path_factory.mktemp("untouched"), spoil=False)
-
-
-def test_nothing_before_the_evaluation_depends_on_a_held_out_digit(untouched, tmp_path):
+def test_nothing_before_the_evaluation_depends_on_a_held_out_digit(tmp_path_factory):
     """Weights carry the checksum of their training data; rows and thresholds that of the rest."""
-    spoilt = run_until_evaluation(tmp_path, spoil=True)
+    untouched = run_until_evaluation(tmp_path_factory.mktemp("untouched"), spoil=False)
+    spoilt = run_until_evaluation(tmp_path_factory.mktemp("spoilt"), spoil=True)
     assert untouched["weights"] and untouched["rows"] and untouched["limits"]
     assert spoilt == untouched
 

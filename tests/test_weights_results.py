@@ -5,6 +5,7 @@ import math
 import os
 import re
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -547,8 +548,9 @@ def test_the_style_changes_what_it_should():
         assert plt.rcParams["font.size"] == 8 and not plt.rcParams["axes.spines.top"]
         assert plt.rcParams["figure.figsize"][0] == osr_utils.COLUMN_WIDTH == 3.3
     names = list(osr_utils.COLORS)
-    for group in (names[: names.index("plain_cnn")], names[names.index("plain_cnn") :]):
-        assert len({osr_utils.COLORS[name] for name in group}) == len(group)  # sets, methods
+    starts = [names.index(name) for name in ("mnist", "mnist-rest", "reconstruction", "plain_cnn")]
+    for group in (names[i:j] for i, j in pairwise([*starts, None])):  # drawn together
+        assert len({osr_utils.COLORS[name] for name in group}) == len(group)
 
 
 def test_rows_are_laid_out_by_seed_and_as_mean_and_deviation():
