@@ -69,7 +69,8 @@ def test_every_recomputed_row_on_official_data_stands_in_a_checked_cell(stored):
     lines = "\n".join(run_notebooks.checked_outputs(notebook).values()).split("\n")
     results = ROOT / f"report/results/{path.stem}.json"
     for row in json.loads(results.read_text())["rows"] if results.is_file() else []:
-        if row["seed"] == 0 and row["ood"] in OFFICIAL_OOD:
+        official = row["ood"] in OFFICIAL_OOD and not row["id"].startswith("mnist_c")
+        if row["seed"] == 0 and official:
             words = {row["method"], f"{row['value']:.3f}", *filter(None, [row["ood"]])}
             assert any(words <= set(line.split()) for line in lines), f"not checked: {row}"
 
@@ -89,7 +90,7 @@ def test_shipped_weights_are_small_and_each_is_used_by_a_row():
     files = sorted((ROOT / "data/checkpoints").glob("*.safetensors"))
     assert {path.name for path in files} == run_notebooks.weights_of_seed_0(ROOT)
     assert max(path.stat().st_size for path in files) < 2_000_000
-    assert sum(path.stat().st_size for path in files) < 40_000_000
+    assert sum(path.stat().st_size for path in files) < 50_000_000
 
 
 def test_comparison_of_rows_sees_a_drift_a_missing_row_and_a_new_one():
@@ -101,14 +102,20 @@ def test_comparison_of_rows_sees_a_drift_a_missing_row_and_a_new_one():
     assert run_notebooks.compare_rows(old, new) == []
 
 
+@pytest.fixture(scope="module")
+def demo_output(tmp_path_factory):
+    return tmp_path_factory.mktemp("demo")
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
-def test_demo_runs(path, tmp_path, monkeypatch):
+def test_demo_runs(path, demo_output, tmp_path, monkeypatch):
+    """One after the other, as `make demo` does: 04 looks into the models of 03 and 03b."""
     monkeypatch.delenv("OSR_RETRAIN", raising=False)
-    environment = {"OSR_PROFILE": "demo", "OSR_OUTPUT": str(tmp_path), "OSR_DATA": str(tmp_path)}
+    environment = {"OSR_PROFILE": "demo", "OSR_OUTPUT": str(demo_output), "OSR_DATA": str(tmp_path)}
     run_notebooks.execute(path, environment, tmp_path / path.name, timeout=300)
-    results = json.loads((tmp_path / f"report/results/{path.stem}.json").read_text())
+    results = json.loads((demo_output / f"report/results/{path.stem}.json").read_text())
     assert results["profile"] == "demo"
-    assert list((tmp_path / "figures").glob(f"{path.stem.split('_')[0]}_*.png"))
+    assert list((demo_output / "figures").glob(f"{path.stem.split('_')[0]}_*.png"))
 
 
 @needs_data
