@@ -210,6 +210,60 @@ def to_model_input(images, device="cpu"):
     return out
 
 
+def load_pictures(folder):
+    """Load a folder of pictures, of any size, colour mode and format, as model input.
+
+    Parameters
+    ----------
+    folder : str or Path
+        What is transparent in a picture becomes black.
+
+    Returns
+    -------
+    images : float32 tensor, (N, 1, 28, 28) in [0, 1]
+        Prepared as by `to_model_input`; a picture that is not square is squeezed into one.
+    names : list of str
+        The files, in alphabetical order. Those that cannot be read are printed and left out.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such folder.
+    ValueError
+        If no file in it is a readable picture.
+    """
+    from PIL import Image, ImageOps  # noqa: PLC0415
+
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is not a folder: give the one that holds the pictures")
+    kinds = Image.registered_extensions()
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in kinds)
+    images, names, broken = [], [], []
+    for path in progress(paths, folder.name):
+        try:
+            with Image.open(path) as picture:
+                picture = ImageOps.exif_transpose(picture)  # as the camera was held
+                if picture.mode.startswith("I"):  # 16 bits
+                    picture = picture.point(lambda value: value / 256).convert("L")
+                picture = picture.convert("RGBA")
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            broken.append(f"{path.name} ({error})")
+            continue
+        black = Image.new("RGBA", picture.size, "black")
+        rgb = np.asarray(Image.alpha_composite(black, picture).convert("RGB"))
+        images.append(to_model_input(rgb[None]))
+        names.append(path.name)
+    if broken:
+        print(f"{folder}: {len(broken)} of {len(paths)} pictures are broken: {', '.join(broken)}")
+    if not images:
+        raise ValueError(
+            f"no readable picture in {folder}: put files such as .png or .jpg there (not in "
+            "folders below it)"
+        )
+    return torch.cat(images), names
+
+
 def digit_split(labels, digits=(8, 4)):
     """Split a labelled set into single digits and the rest (the six sets of system C).
 
@@ -288,7 +342,26 @@ def augment(images, generator, degrees=15.0, translate=0.1, scale=0.0, shear=0.0
         wide, high = (draw[:2] * scale).exp()
         stretch = torch.stack([wide, draw[2] * shear, torch.zeros_like(wide), high], 1)
         theta = torch.cat([theta[:, :, :2] @ stretch.view(n, 2, 2), theta[:, :, 2:]], 2)
-    grid = F.affine_grid(theta, images.shape, align_corners=False)
+    return warp(images, theta)
+
+
+def warp(images, theta):
+    """Resample each image on its own affine grid, bilinearly; black (0) fills in.
+
+    Parameters
+    ----------
+    images : float tensor, (N, C, S, S)
+    theta : float tensor, (N, 2, 3)
+        Maps the output's coordinates (x, y, 1), from -1 to 1, to the input's, as for
+        ``torch.nn.functional.affine_grid``, which is five times slower on small images.
+
+    Returns
+    -------
+    float tensor, (N, C, S, S)
+    """
+    line = (2 * torch.arange(images.shape[-1], device=images.device) + 1) / images.shape[-1] - 1
+    along_x, along_y, shift = theta[:, None, None].unbind(-1)
+    grid = (line[:, None, None] * along_y + shift) + line[:, None] * along_x
     return F.grid_sample(images, grid, align_corners=False)
 
 

@@ -770,6 +770,13 @@ def test_augmentation_agrees_with_scipys_affine_transform(degrees, translate, sc
     np.testing.assert_allclose(y[0, 0].numpy(), expected, atol=1e-4)
 
 
+def test_warp_is_torchs_affine_grid_and_grid_sample():
+    x, theta = torch.rand(5, 3, 12, 12), torch.randn(5, 2, 3)
+    grid = torch.nn.functional.affine_grid(theta, x.shape, align_corners=False)
+    expected = torch.nn.functional.grid_sample(x, grid, align_corners=False)
+    torch.testing.assert_close(osr_utils.warp(x, theta), expected, rtol=0, atol=1e-4)
+
+
 def test_scale_changes_each_side_within_its_bound_and_uses_it():
     x = torch.zeros(300, 1, 28, 28)
     x[:, :, 9:19, 9:19] = 1
@@ -851,3 +858,44 @@ def test_combined_dataset_takes_integer_labels_of_any_kind():
 def test_one_colour_picture_is_not_read_as_many_grey_ones():
     with pytest.raises(ValueError, match=r"picture\[None\]"):
         osr_utils.to_model_input(np.zeros((28, 28, 3), np.uint8))
+
+
+# --- a folder of pictures -------------------------------------------------------------------------
+
+
+def test_pictures_of_any_size_and_mode_become_model_input(tmp_path):
+    colours = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
+    picture = Image.fromarray(colours)
+    for mode, name in (("RGB", "a.png"), ("L", "b.bmp"), ("1", "c.png"), ("P", "d.gif")):
+        picture.convert(mode).save(tmp_path / name)
+    Image.fromarray(np.full((5, 9), 40_000, np.uint16)).save(tmp_path / "e.png")
+    half = Image.new("RGBA", (28, 28), (255, 255, 255, 128))  # half transparent white
+    half.save(tmp_path / "f.png")
+    (tmp_path / "notes.txt").write_text("no picture")
+    images, names = osr_utils.load_pictures(tmp_path)
+    assert names == ["a.png", "b.bmp", "c.png", "d.gif", "e.png", "f.png"]
+    assert images.shape == (6, 1, 28, 28) and images.dtype == torch.float32
+    assert torch.equal(images[:1], osr_utils.to_model_input(colours[None]))
+    assert images[4].mean() == pytest.approx(40_000 / 65_535, abs=0.01)
+    assert images[5].mean() == pytest.approx(0.5, abs=0.01)  # on black
+
+
+def test_broken_pictures_are_named_counted_and_left_out(tmp_path, capsys):
+    noise = np.random.default_rng(0).integers(0, 256, (28, 28), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "good.png")
+    (tmp_path / "empty.png").write_bytes(b"")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "good.png").read_bytes()[:400])
+    images, names = osr_utils.load_pictures(tmp_path)
+    assert names == ["good.png"] and torch.equal(images, to_model_input(noise[None]))
+    said = capsys.readouterr().out
+    assert "2 of 3" in said and "empty.png" in said and "cut.png" in said
+
+
+def test_a_folder_without_a_readable_picture_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere is not a folder"):
+        osr_utils.load_pictures(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="no readable picture.*put files such as"):
+        osr_utils.load_pictures(tmp_path)
+    (tmp_path / "broken.png").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match="no readable picture"):
+        osr_utils.load_pictures(tmp_path)
