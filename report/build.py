@@ -56,7 +56,8 @@ def spread(rows, method, ood, metric, known="mnist"):
 
 def results_tables():
     """Return the README's results tables in Markdown."""
-    return f"{held_out_table()}\n\n{replication_table()}\n\n{detector_table()}"
+    tables = (held_out_table, replication_table, detector_table, exposure_table)
+    return "\n\n".join(table() for table in tables)
 
 
 def held_out_table():
@@ -128,6 +129,34 @@ def detector_table():
     ):
         cells = " | ".join(spread(rows, method, *column)[0] for column in columns)
         lines.append(f"| {label} | {cells} |")
+    return "\n".join(lines)
+
+
+def exposure_table():
+    """Return the table of System B: six models, beside what the original reports."""
+    results = read_results("05_pixmix_outlier_exposure")
+    rows, reference = results["rows"], results["config"]["reference"]
+    models = [f"{kind}{suffix}" for kind in ("base", "sp", "pixmix") for suffix in ("", "+oe")]
+    lines = [
+        f"| System B, in % (in brackets: original) | {' | '.join(models)} |",
+        "|---" * (len(models) + 1) + "|",
+    ]
+    for label, key, suffix, column in (
+        ("accuracy", "accuracy", "", ("", "accuracy", "mnist")),
+        ("accuracy on MNIST-C", "mnist_c_accuracy", "", ("", "mnist_c_accuracy", "mnist_c")),
+        *(
+            (f"AUROC {name}, {score}", f"{ood}/{score}", f"/{score}", (ood, "auroc", "mnist"))
+            for ood, name in (("fashionmnist", "FashionMNIST"), ("kmnist", "KMNIST"))
+            for score in ("msp", "cross_entropy")
+        ),
+    ):
+        cells = []
+        for model in models:
+            theirs = reference[key].get(model)
+            cells.append(spread(rows, model + suffix, *column)[0])
+            if theirs is not None:
+                cells[-1] += f" ({100 * theirs:.4g})"
+        lines.append(f"| {label.replace('_', ' ')} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

