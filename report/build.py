@@ -1,7 +1,6 @@
 """Compile the report and the README's results tables: `python report/build.py [demo]`."""
 
 import json
-import re
 import statistics
 import sys
 from pathlib import Path
@@ -54,29 +53,23 @@ def spread(rows, method, ood, metric, known="mnist"):
     return text, len(values)
 
 
-def results_tables():
-    """Return the README's results tables in Markdown."""
-    tables = (held_out_table, replication_table, detector_table, exposure_table)
-    return "\n\n".join(table() for table in tables)
-
-
 def held_out_table():
     """Return the table of System C: the digit it was tuned on, and the digit held out."""
     results = read_results("02_autoencoder_topology")
     reference = results["config"]["reference"]
     lines = [
-        "| System C, AUROC in %, ± sd over seeds | 8 (tuned on) | 4 (held out) |",
+        "| AUROC in %, ± sd over seeds | 8 (tuned on) | 4 (held out) |",
         "|---|---|---|",
-        f"| fully connected autoencoders, as reported | {100 * reference['8']:.0f} "
+        f"| fully connected autoencoders, as earlier projects report | {100 * reference['8']:.0f} "
         f"| {100 * reference['4']:.0f} |",
     ]
     for method, label in (
-        ("mse", "mean squared error of the reconstruction"),
-        ("detail|class", "the same, relative to the outline and to the class"),
-        ("mse+semantic", "reconstruction cost: pixels and meaning, as 8 alone would choose"),
-        ("reconstruction", "**reconstruction cost**, as 8 and known digits left out choose"),
-        ("max_logit+mse", "class logit and pixels, as 8 alone would choose"),
-        ("best", "**class logit and pixels**, as 8 and known digits left out choose"),
+        ("mse", "MSE of the reconstruction"),
+        ("detail|class", "detail cost, by class"),
+        ("mse+semantic", "MSE and semantic cost (choice of 8 alone)"),
+        ("reconstruction", "**reconstruction cost**: detail and semantic"),
+        ("max_logit+mse", "largest class logit and MSE (choice of 8 alone)"),
+        ("best", "**best score**: largest class logit and detail"),
     ):
         cells = (
             spread(results["rows"], method, f"mnist-{digit}", "auroc", "mnist-rest")[0]
@@ -90,7 +83,7 @@ def replication_table():
     """Return the table of the rebuilt System A against the original."""
     results = read_results("03_alpha_calibration")
     lines = [
-        "| System A, on the original's protocol | original reports | ours, mean ± sd over seeds |",
+        "| | original reports | ours, mean ± sd over seeds |",
         "|---|---|---|",
     ]
     for ood, metric, label in (
@@ -137,17 +130,18 @@ def exposure_table():
     results = read_results("05_pixmix_outlier_exposure")
     rows, reference = results["rows"], results["config"]["reference"]
     models = [f"{kind}{suffix}" for kind in ("base", "sp", "pixmix") for suffix in ("", "+oe")]
+    titles = ("base", "+ OE", "salt and pepper", "+ OE", "PixMix", "+ OE")
     lines = [
-        f"| System B, in % (in brackets: original) | {' | '.join(models)} |",
+        f"| in % (in brackets: what the original reports) | {' | '.join(titles)} |",
         "|---" * (len(models) + 1) + "|",
     ]
     for label, key, suffix, column in (
         ("accuracy", "accuracy", "", ("", "accuracy", "mnist")),
         ("accuracy on MNIST-C", "mnist_c_accuracy", "", ("", "mnist_c_accuracy", "mnist_c")),
         *(
-            (f"AUROC {name}, {score}", f"{ood}/{score}", f"/{score}", (ood, "auroc", "mnist"))
+            (f"AUROC {name}, {title}", f"{ood}/{score}", f"/{score}", (ood, "auroc", "mnist"))
             for ood, name in (("fashionmnist", "FashionMNIST"), ("kmnist", "KMNIST"))
-            for score in ("msp", "cross_entropy")
+            for score, title in (("msp", "MSP"), ("cross_entropy", "cross entropy"))
         ),
     ):
         cells = []
@@ -155,23 +149,27 @@ def exposure_table():
             theirs = reference[key].get(model)
             cells.append(spread(rows, model + suffix, *column)[0])
             if theirs is not None:
-                cells[-1] += f" ({100 * theirs:.4g})"
-        lines.append(f"| {label.replace('_', ' ')} | {' | '.join(cells)} |")
+                cells[-1] += f" ({100 * theirs:.{0 if label.startswith('accuracy') else 2}f})"
+        lines.append(f"| {label} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
+TABLES = (held_out_table, replication_table, detector_table, exposure_table)
+
+
 def update_readme():
-    """Rewrite what stands between the README's two markers."""
+    """Rewrite the README's tables, each between two markers that name its function."""
     path = ROOT / "README.md"
-    begin, end = "<!-- results: written by `make report` -->", "<!-- end of results -->"
-    old = path.read_text(encoding="utf-8")
-    new, found = re.subn(
-        f"(?s){re.escape(begin)}.*{re.escape(end)}", f"{begin}\n{results_tables()}\n{end}", old
-    )
-    if not found:
-        raise ValueError(f"{path} has lost its markers {begin} and {end}")
+    text = path.read_text(encoding="utf-8")
+    for table in TABLES:
+        begin, end = f"<!-- {table.__name__}: written by `make report` -->", "<!-- end -->"
+        before, _, rest = text.partition(begin)
+        _, found, after = rest.partition(end)
+        if text.count(begin) != 1 or not found:
+            raise ValueError(f"{path} must have one {begin} with an {end} after it")
+        text = f"{before}{begin}\n{table()}\n{end}{after}"
     with osr_utils.atomic_path(path) as temporary:
-        temporary.write_text(new, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
 
 
 def main(profile="full"):

@@ -85,7 +85,7 @@ def test_mix_follows_its_formula_image_by_image(batch):
         a, b = (2 - beta_b1, -beta_1b) if minus[i] else (beta_b1, beta_1b)
         x, y = batch[i].double(), other[i].double()
         if product[i]:
-            expected = (2 * x) ** a * (2 * y.clamp_min(1e-37)) ** b / 2
+            expected = (2 * x) ** a * (2 * y).clamp_min(1e-37) ** b / 2
         else:
             expected = (a * (2 * x - 1) + b * (2 * y - 1) + 1) / 2
         assert torch.allclose(found[i].double(), expected.clamp(0, 1), atol=1e-5)
