@@ -135,11 +135,11 @@ def exposure_table():
         f"| in % (in brackets: what the original reports) | {' | '.join(titles)} |",
         "|---" * (len(models) + 1) + "|",
     ]
-    for label, key, suffix, column in (
-        ("accuracy", "accuracy", "", ("", "accuracy", "mnist")),
-        ("accuracy on MNIST-C", "mnist_c_accuracy", "", ("", "mnist_c_accuracy", "mnist_c")),
+    for label, key, suffix, column, decimals in (
+        ("accuracy", "accuracy", "", ("", "accuracy", "mnist"), 0),
+        ("accuracy on MNIST-C", "mnist_c_accuracy", "", ("", "mnist_c_accuracy", "mnist_c"), 0),
         *(
-            (f"AUROC {name}, {title}", f"{ood}/{score}", f"/{score}", (ood, "auroc", "mnist"))
+            (f"AUROC {name}, {title}", f"{ood}/{score}", f"/{score}", (ood, "auroc", "mnist"), 2)
             for ood, name in (("fashionmnist", "FashionMNIST"), ("kmnist", "KMNIST"))
             for score, title in (("msp", "MSP"), ("cross_entropy", "cross entropy"))
         ),
@@ -149,7 +149,7 @@ def exposure_table():
             theirs = reference[key].get(model)
             cells.append(spread(rows, model + suffix, *column)[0])
             if theirs is not None:
-                cells[-1] += f" ({100 * theirs:.{0 if label.startswith('accuracy') else 2}f})"
+                cells[-1] += f" ({100 * theirs:.{decimals}f})"
         lines.append(f"| {label} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
