@@ -121,7 +121,7 @@ def is_available(name, split):
     if name in _BUNDLED:
         return True
     if profile() == "demo":
-        return name in _sources().DEMO
+        return name in data_module("sources").DEMO
     return _cache_path(name, split).is_file()
 
 
@@ -149,10 +149,10 @@ def load_images(name, split):
     """
     _check_name(name, split)
     if name in _BUNDLED:
-        images, labels, note = _sources().BUNDLED[name](name, split)
+        images, labels, note = data_module("sources").BUNDLED[name](name, split)
         return ImageSet(images, labels, name, note)
     if profile() == "demo":
-        demo = _sources().DEMO
+        demo = data_module("sources").DEMO
         if name not in demo:
             raise DatasetNotFoundError(
                 f"the demo has no stand-in for {name!r}; it has {', '.join(demo)}. "
@@ -442,13 +442,14 @@ def _download(name, split):
         problem = "it is MNIST-test itself"
     elif name.startswith("mnist_c/") and split == "train":
         problem = "MNIST-C is used as a test set only"
-    elif not _sources().online(name):
+    elif not data_module("sources").online(name):
         problem = "the network does not answer"
     if problem is None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-                for found, part, images, labels in _sources().official(name, split, folder):
+                parts = data_module("sources").official(name, split, folder)
+                for found, part, images, labels in parts:
                     if _cache_path(found, part).is_file():
                         continue  # a download brings more than was asked for; what is there stays
                     with atomic_path(_cache_path(found, part)) as temporary:
@@ -466,10 +467,10 @@ def _download(name, split):
 
 
 @cache
-def _sources():
-    """Import data/sources.py by its path: "data" is too common a name for an import."""
-    spec = importlib.util.spec_from_file_location("osr_sources", ROOT / "data/sources.py")
-    module = importlib.util.module_from_spec(spec)
+def data_module(name):
+    """Import data/<name>.py by its path: "data" is too common a name for an import."""
+    spec = importlib.util.spec_from_file_location(f"osr_{name}", ROOT / f"data/{name}.py")
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 

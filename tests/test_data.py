@@ -24,7 +24,7 @@ import osr_utils
 from osr_utils import CombinedDataset, DatasetNotFoundError, load_images, to_model_input
 
 pytestmark = pytest.mark.usefixtures("sandbox")
-sources = osr_utils._sources()
+sources = osr_utils.data_module("sources")
 
 PHOTOGRAPHS = ("cifar10", "svhn", "tinyimagenet")  # the demo's colour images
 DEMO_NAMES = (
