@@ -542,6 +542,17 @@ def ood_score(logits):
     return logits[:, OOD_LABEL] - logits[:, :OOD_LABEL].max(1).values
 
 
+def uncertainty_estimate(logits):
+    """Return the uncertainty estimate UE of (N, K) logits, (N,) in [0, 1].
+
+    With p the softmax, u = 1 / K and y the one-hot vector of the largest p, UE = 1 - |p - u|^2 /
+    |y - u|^2: 0 where one output has all the probability, 1 where all are equal (Network Inversion
+    and its Applications, arXiv 2411.17777).
+    """
+    k = logits.shape[1]
+    return 1 - (logits.softmax(1) - 1 / k).square().sum(1) / (1 - 1 / k)
+
+
 PICKLES = (".pt", ".pth", ".pt2", ".pkl")  # opening one can run any code
 
 
@@ -820,6 +831,18 @@ class MultitaskAutoencoder(nn.Module):
         return torch.cat([logits, self.alpha * error[:, None]], 1)
 
 
+def stage(before, width, kernel):
+    """Two convolutions that halve the side, with batch normalisation and ReLU."""
+    return nn.Sequential(
+        nn.Conv2d(before, width, kernel, 2, kernel // 2, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU(),
+        nn.Conv2d(width, width, 3, padding=1, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU(),
+    )
+
+
 class OpenSetDetector(nn.Module):
     """System A's detector: a classifier whose eleventh logit is a distance between features.
 
@@ -835,24 +858,13 @@ class OpenSetDetector(nn.Module):
     def __init__(self):
         super().__init__()
         first, second, third = self.WIDTHS
-        self.stage1 = self._stage(1, first, 5)  # 28x28 => 14x14
-        self.stage2 = self._stage(first, second, 3)  # 14x14 => 7x7
-        self.stage3 = self._stage(second, third, 3)  # 7x7 => 4x4
+        self.stage1 = stage(1, first, 5)  # 28x28 => 14x14
+        self.stage2 = stage(first, second, 3)  # 14x14 => 7x7
+        self.stage3 = stage(second, third, 3)  # 7x7 => 4x4
         self.head = nn.Linear(third, 11)  # ten digits, and the outliers of the training
         self.register_buffer("mean", torch.zeros(10, sum(self.WIDTHS)))
         self.register_buffer("whiten", torch.eye(sum(self.WIDTHS)))
         self.register_buffer("alpha", torch.ones(()))
-
-    @staticmethod
-    def _stage(before, width, kernel):
-        return nn.Sequential(
-            nn.Conv2d(before, width, kernel, 2, kernel // 2, bias=False),
-            nn.BatchNorm2d(width),
-            nn.ReLU(),
-            nn.Conv2d(width, width, 3, padding=1, bias=False),
-            nn.BatchNorm2d(width),
-            nn.ReLU(),
-        )
 
     def features(self, x):
         """Return the (N, 192) features: the mean of each channel of each stage."""
@@ -892,6 +904,31 @@ class OpenSetDetector(nn.Module):
         _warn_of_range(x)
         logits, error = self.logits_and_error(x)
         return torch.cat([logits, self.alpha * error[:, None]], 1)
+
+
+class GarbageClassifier(nn.Module):
+    """System D: a classifier whose eleventh output has been trained as a class, on garbage.
+
+    ``forward`` takes (N, 1, 28, 28) in [0, 1] and returns (N, 11) logits.
+    """
+
+    WIDTHS = (16, 32, 64)  # channels of the stages
+
+    def __init__(self):
+        super().__init__()
+        first, second, third = self.WIDTHS
+        self.stages = nn.Sequential(  # 28x28 => 14x14 => 7x7 => 4x4
+            stage(1, first, 5), stage(first, second, 3), stage(second, third, 3)
+        )
+        self.head = nn.Linear(third, 11)
+
+    def features(self, x):
+        """Return the (N, 64) features: the mean of each channel of the last stage."""
+        return self.stages(x * 2 - 1).mean((2, 3))
+
+    def forward(self, x):
+        _warn_of_range(x)
+        return self.head(self.features(x))
 
 
 def _warn_of_range(x):
