@@ -470,7 +470,7 @@ def _download(name, split):
 def data_module(name):
     """Import data/<name>.py by its path: "data" is too common a name for an import."""
     spec = importlib.util.spec_from_file_location(f"osr_{name}", ROOT / f"data/{name}.py")
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
@@ -909,13 +909,18 @@ class OpenSetDetector(nn.Module):
 class GarbageClassifier(nn.Module):
     """System D: a classifier whose eleventh output has been trained as a class, on garbage.
 
-    ``forward`` takes (N, 1, 28, 28) in [0, 1] and returns (N, 11) logits.
+    ``forward`` takes (N, 1, 28, 28) in [0, 1] and returns (N, 11) logits. The buffers `history`
+    (a line per epoch), `gallery` (ten pictures) and `gallery_uncertainty` are what the training
+    leaves behind, for the curves of notebook 06.
     """
 
     WIDTHS = (16, 32, 64)  # channels of the stages
 
-    def __init__(self):
+    def __init__(self, epochs=10):
         super().__init__()
+        self.register_buffer("history", torch.zeros(epochs, 9))
+        self.register_buffer("gallery", torch.zeros(epochs, 10, 28, 28, dtype=torch.uint8))
+        self.register_buffer("gallery_uncertainty", torch.zeros(epochs, 10))
         first, second, third = self.WIDTHS
         self.stages = nn.Sequential(  # 28x28 => 14x14 => 7x7 => 4x4
             stage(1, first, 5), stage(first, second, 3), stage(second, third, 3)
