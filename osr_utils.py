@@ -4,10 +4,12 @@ An *OOD score* is higher for inputs that look more out-of-distribution (OOD); OO
 class of every metric. Images are float32 (N, 1, 28, 28) in [0, 1] wherever a model sees them.
 """
 
+import csv
 import difflib
 import hashlib
 import importlib.util
 import inspect
+import itertools
 import json
 import math
 import os
@@ -708,6 +710,82 @@ def _judge(path, batches, answer, device):
         problem = " ".join(" ".join([problem, *where, *getattr(error, "__notes__", ())]).split())
     with atomic_path(Path(answer)) as temporary:
         temporary.write_text(json.dumps([accuracies, problem]), encoding="utf-8")
+
+
+def judge_pictures(model, pictures, output, device="cpu"):
+    """Say of each picture which digit it is, or that it is unknown; write a table and a sheet.
+
+    Parameters
+    ----------
+    model : callable
+        (N, 1, 28, 28) in [0, 1] -> (N, 11) scores, such as `load_model` gives.
+    pictures : str or Path, or uint8 array (N, H, W) or (N, H, W, 3)
+        A folder, see `load_pictures`, or decoded pictures, see `to_model_input`. White on black, as
+        MNIST has it.
+    output : str or Path
+        The folder that receives ``scores.csv`` and ``contact_sheet.png``.
+    device : str or torch.device
+
+    Returns
+    -------
+    list of dict
+        One a picture, the most digit-like first: "picture" (file name or index), "verdict" ("0"
+        to "9" or "unknown"), "ood_score" (the garbage margin: unknown above 0) and "digit" (the
+        likeliest one, whatever the verdict).
+
+    Raises
+    ------
+    ValueError
+        If there is no picture, or the model does not return (N, 11) finite scores.
+    """
+    if isinstance(pictures, str | Path):
+        images, names = load_pictures(pictures)
+    else:
+        images = to_model_input(pictures)
+        names = [str(i) for i in range(len(images))]
+    if not len(images):
+        raise ValueError("there are no pictures: give at least one")
+    scores = predict(model, images.to(device))
+    verdicts = _verdicts(scores, len(images))
+    if scores.ndim != 2:
+        raise ValueError("the model returned verdicts: give one that returns (N, 11) scores")
+    margins, digits = ood_score(scores), scores[:, :OOD_LABEL].argmax(1)
+    order = margins.argsort().tolist()
+    rows = [
+        {
+            "picture": names[i],
+            "verdict": "unknown" if verdicts[i] == OOD_LABEL else str(int(verdicts[i])),
+            "ood_score": round(float(margins[i]), 4),
+            "digit": int(digits[i]),
+        }
+        for i in order
+    ]
+    with atomic_path(Path(output) / "scores.csv") as temporary:
+        with open(temporary, "w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+    _contact_sheet(images[order], rows, Path(output) / "contact_sheet.png")
+    return rows
+
+
+def _contact_sheet(images, rows, path, most=240, across=16):
+    """Draw pictures with their verdict and score; of more than `most` an even selection."""
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    pick = np.unique(np.linspace(0, len(rows) - 1, min(most, len(rows))).round().astype(int))
+    down = -(-len(pick) // across)
+    fig = Figure((PAGE_WIDTH, 0.62 * down + 0.3), layout="constrained", dpi=150)
+    for axis, i in itertools.zip_longest(fig.subplots(down, across).flat, pick):
+        axis.axis("off")
+        if i is not None:
+            axis.imshow(images[i, 0], vmin=0, vmax=1, cmap="gray")
+            unknown = rows[i]["verdict"] == "unknown"
+            said = "unk." if unknown else rows[i]["verdict"]
+            axis.set_title(f"{said} {rows[i]['ood_score']:.1f}", fontsize=6, pad=1,
+                           color=COLORS["fashionmnist" if unknown else "mnist"])  # fmt: skip
+    with atomic_path(path) as temporary:
+        fig.savefig(temporary, format="png", metadata={"Software": None})
 
 
 @contextmanager
