@@ -1,0 +1,138 @@
+"""Notebook 06: conditioning, the four losses and the loop, against independent oracles."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import rel_entr, softmax
+
+import osr_utils
+import run_notebooks
+
+nb = run_notebooks.definitions(run_notebooks.ROOT / "notebooks/06_network_inversion.ipynb")
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_uncertainty_estimate_against_its_definition():
+    logits = np.random.default_rng(0).normal(size=(50, 11)) * 4
+    p, u = softmax(logits, 1), np.full(11, 1 / 11)
+    y = np.eye(11)[p.argmax(1)]
+    expected = 1 - ((p - u) ** 2).sum(1) / ((y - u) ** 2).sum(1)
+    found = osr_utils.uncertainty_estimate(torch.from_numpy(logits)).numpy()
+    assert np.allclose(found, expected) and 0 <= found.min() and found.max() <= 1
+
+
+def test_soft_vectors_are_distributions_that_never_ask_for_garbage():
+    soft = nb["soft_vectors"](5_000, seeded())
+    assert soft.shape == (5_000, 11) and torch.allclose(soft.sum(1), torch.ones(5_000))
+    assert soft.argmax(1).max() == 9 and soft.max() < 0.999, "soft, not one-hot"
+    counts = soft.argmax(1).bincount(minlength=10)
+    assert counts.min() > 400, "every digit is asked for about equally often"
+    assert torch.equal(soft, nb["soft_vectors"](5_000, seeded()))
+
+
+def test_matrices_mark_one_row_and_one_column():
+    found = nb["matrices"](torch.arange(10))
+    assert found.shape == (10, 1, 10, 10)
+    for k in range(10):
+        expected = torch.zeros(10, 10)
+        expected[k], expected[:, k] = 1, 1
+        assert torch.equal(found[k, 0], expected)
+
+
+def test_kl_is_scipys_and_zero_only_if_the_distributions_agree():
+    soft, logits = nb["soft_vectors"](40, seeded()), torch.randn(40, 11, generator=seeded(1))
+    expected = rel_entr(soft.numpy(), softmax(logits.numpy(), 1)).sum(1).mean()
+    assert math.isclose(nb["kl"](soft, logits), expected, rel_tol=1e-5)
+    assert abs(nb["kl"](soft, soft.log() - 7)) < 1e-6
+    assert nb["kl"](soft, soft.flip(0).log()) > 0.1
+
+
+def test_cos_and_ortho_against_a_double_loop():
+    features = torch.randn(9, 5, generator=seeded())
+    unit = [row / row.norm() for row in features]
+    gram = [[float(a @ b) for b in unit] for a in unit]
+    off = [gram[i][j] for i in range(9) for j in range(9) if i != j]
+    assert math.isclose(nb["cos"](features), sum(off) / 72, abs_tol=1e-6)
+    gaps = [(gram[i][j] - (i == j)) ** 2 for i in range(9) for j in range(9)]
+    assert math.isclose(nb["ortho"](features), sum(gaps) / 81, abs_tol=1e-6)
+    assert math.isclose(nb["cos"](features[:1].repeat(4, 1)), 1, abs_tol=1e-6)
+    assert math.isclose(nb["ortho"](torch.eye(5)), 0, abs_tol=1e-6)
+
+
+def test_the_inversion_loss_weighs_its_four_parts():
+    model, pictures = osr_utils.GarbageClassifier().eval(), torch.rand(6, 1, 28, 28)
+    soft = nb["soft_vectors"](6, seeded())
+    features = model.features(pictures)
+    logits = model.head(features)
+    target = soft.argmax(1)
+    parts = [nb["kl"](soft, logits), -logits.log_softmax(1)[range(6), target].mean(),
+             nb["cos"](features), nb["ortho"](features)]  # fmt: skip
+    for k in range(4):
+        weights = [0.0] * 4
+        weights[k] = 2.0
+        found = nb["inversion_loss"](model, pictures, soft, weights)
+        assert torch.allclose(found, 2 * parts[k], atol=1e-5)
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """The loop at a size that takes seconds."""
+    for name, value in {"STEPS": 2, "GENERATOR_BATCH": 8, "device": torch.device("cpu")}.items():
+        monkeypatch.setitem(nb, name, value)
+    x, y = torch.rand(60, 1, 28, 28, generator=seeded()), torch.arange(60) % 10
+    names = {
+        "synthetic": osr_utils.data_module("synthetic"),
+        "validation_x": x,
+        "validation_y": y,
+        "development": {"a": x[:9], "b": x[9:20]},
+    }
+    for name, value in names.items():
+        monkeypatch.setitem(nb, name, value)
+    config = {"noise": 20, "steps": 2, "added": 100, "weights": (1, 1, 1, 1), "batch_size": 30,
+              "lr": 1e-3, "decay": 0, "augmentation": False, "garbage_weight": 1.0, "outliers": 0,
+              "gate": 0.0, "restart": False, "epochs": 3, "seed": 0}  # fmt: skip
+    return x, y, config
+
+
+def run(x, y, config):
+    osr_utils.seed_everything(config["seed"])
+    model = osr_utils.GarbageClassifier(config["epochs"])
+    nb["loop"](model, x, y, config)
+    return model
+
+
+def test_the_loop_grows_its_garbage_and_repeats_itself(small):
+    x, y, config = small
+    model, again = run(x, y, config), run(x, y, config)
+    assert model.history[:, 0].tolist() == [20, 120, 220]
+    assert model.history[:, 1:7].isfinite().all()
+    assert torch.equal(model.history[:, :7], again.history[:, :7])
+    assert torch.equal(model.gallery, again.gallery) and model.gallery.any()
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_garbage_is_bounded_and_the_oldest_go(small, monkeypatch, capsys):
+    monkeypatch.setitem(nb, "LIMIT", 150)
+    model = run(*small)
+    assert model.history[:, 0].tolist() == [20, 120, 150]
+    assert "oldest pictures of garbage dropped" in capsys.readouterr().out
+
+
+def test_the_gate_lets_nothing_through_that_is_too_sure(small):
+    x, y, config = small
+    assert run(x, y, config | {"gate": 1.1}).history[:, 0].tolist() == [20, 20, 20]
+
+
+def test_the_generator_leaves_the_classifier_alone(small):
+    *_, config = small
+    model, draws = osr_utils.GarbageClassifier(1), seeded()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    generator = nb["Generator"]()
+    optimizer = torch.optim.Adam(generator.parameters())
+    nb["train_generator"](generator, optimizer, model, config, draws)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
