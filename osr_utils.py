@@ -22,7 +22,7 @@ import traceback
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -994,14 +994,14 @@ class GarbageClassifier(nn.Module):
 
     WIDTHS = (16, 32, 64)  # channels of the stages
 
-    def __init__(self, epochs=10):
+    def __init__(self, epochs=10, channels=1):
         super().__init__()
         self.register_buffer("history", torch.zeros(epochs, 9))
         self.register_buffer("gallery", torch.zeros(epochs, 10, 28, 28, dtype=torch.uint8))
         self.register_buffer("gallery_uncertainty", torch.zeros(epochs, 10))
         first, second, third = self.WIDTHS
         self.stages = nn.Sequential(  # 28x28 => 14x14 => 7x7 => 4x4
-            stage(1, first, 5), stage(first, second, 3), stage(second, third, 3)
+            stage(channels, first, 5), stage(first, second, 3), stage(second, third, 3)
         )
         self.head = nn.Linear(third, 11)
 
@@ -1009,9 +1009,46 @@ class GarbageClassifier(nn.Module):
         """Return the (N, 64) features: the mean of each channel of the last stage."""
         return self.stages(x * 2 - 1).mean((2, 3))
 
+    def stage_means(self, x):
+        """Return (N, 112): the mean of each channel of every stage, for feature distances."""
+        x, means = x * 2 - 1, []
+        for part in self.stages:
+            x = part(x)
+            means.append(x.mean((2, 3)))
+        return torch.cat(means, 1)
+
     def forward(self, x):
         _warn_of_range(x)
         return self.head(self.features(x))
+
+
+class DigitClassifier(nn.Module):
+    """System B: a classifier of ten digits, (N, 1, 28, 28) in [0, 1] -> (N, 10) logits."""
+
+    WIDTHS = (24, 48, 96)  # channels of the stages
+
+    def __init__(self, norm=partial(nn.GroupNorm, 1)):
+        super().__init__()
+        layers, before = [], 1
+        for width, kernel in zip(self.WIDTHS, (5, 3, 3), strict=True):  # 28 => 14 => 7 => 4 pixels
+            layers += [
+                nn.Conv2d(before, width, kernel, 2, kernel // 2, bias=False),
+                norm(width),
+                nn.ReLU(),
+                nn.Conv2d(width, width, 3, padding=1, bias=False),
+                norm(width),
+                nn.ReLU(),
+            ]
+            before = width
+        self.features = nn.Sequential(*layers)
+        self.head = nn.Linear(16 * before, 10)
+
+    def embed(self, x):
+        """Return the (N, 1536) features that the last layer reads."""
+        return self.features(x).flatten(1)
+
+    def forward(self, x):
+        return self.head(self.embed(x))
 
 
 def _warn_of_range(x):
@@ -1029,6 +1066,7 @@ SHIPPED = {
     "plain_cnn": OpenSetDetector,  # trained without outliers
     "osr_detector_9k": OpenSetDetector,  # trained on 9,000 digits
     "osr_detector": OpenSetDetector,
+    "network_inversion": GarbageClassifier,
 }
 
 
@@ -1286,6 +1324,86 @@ def ood_metrics(id_scores, ood_scores):
         "aupr_out": float(np.dot(new_hits / n_ood, hits / (hits + alarms))),
         "fpr95": float(alarms[np.searchsorted(hits / n_ood, 0.95)] / n_id),
     }
+
+
+def output_scores(logits):
+    """Return OOD scores of (N, 10) or (N, 11) logits, {name: (N,) float64}: higher = more OOD.
+
+    ``msp``, ``max_logit`` and ``energy`` are the field's baselines (Hendrycks & Gimpel 2017; Liu et
+    al. 2020), ``ue_k`` is the `uncertainty_estimate`; all four read the ten known classes alone.
+    Where there is an eleventh output, ``ue_k1``, ``garbage_probability`` and ``garbage_margin``
+    (`ood_score`) read all of them.
+    """
+    logits = logits.double()
+    known = logits[:, :OOD_LABEL]
+    scores = {
+        "msp": -known.softmax(1).max(1).values,
+        "max_logit": -known.max(1).values,
+        "energy": -known.logsumexp(1),
+        "ue_k": uncertainty_estimate(known),
+    }
+    if logits.shape[1] > OOD_LABEL:
+        scores["ue_k1"] = uncertainty_estimate(logits)
+        scores["garbage_probability"] = logits.softmax(1)[:, OOD_LABEL]
+        scores["garbage_margin"] = ood_score(logits)
+    return scores
+
+
+def fit_detectors(features, labels, head):
+    """Fit pytorch-ood's feature detectors, each with ``predict_features`` -> (N,) scores.
+
+    Parameters
+    ----------
+    features : float tensor, (N, D)
+        Of training images.
+    labels : int tensor, (N,)
+    head : nn.Linear
+        The classifier's last layer, which reads the last columns of the features; ViM uses its
+        first ten outputs.
+
+    Returns
+    -------
+    dict of str to detector
+        "mahalanobis" (Lee et al. 2018), "rmd" (Ren et al. 2021), "knn" (Sun et al. 2022, k = 50)
+        and "vim" (Wang et al. 2022).
+    """
+    from pytorch_ood.detector import KNN, RMD, Mahalanobis, ViM  # noqa: PLC0415
+
+    d = features.shape[1]
+    weight = F.pad(head.weight[:OOD_LABEL].detach().cpu(), (d - head.in_features, 0))
+    detectors = {
+        "mahalanobis": Mahalanobis(None),
+        "rmd": RMD(None),
+        "knn": KNN(None, k=min(50, len(features))),
+        "vim": ViM(None, d=d // 2, w=weight, b=head.bias[:OOD_LABEL].detach().cpu()),
+    }
+    for detector in detectors.values():
+        detector.fit_features(features, labels)
+    return detectors
+
+
+def all_scores(logits, features, head, known, inputs):
+    """Return every score of a network on some sets of images, {set: {score: (N,) tensor}}.
+
+    Parameters
+    ----------
+    logits, features : callable
+        Batches of images -> (N, 10) or (N, 11) logits; -> (N, D) features for the detectors.
+    head : nn.Linear
+        See `fit_detectors`.
+    known : (tensor, tensor)
+        Training images and labels, to fit the detectors to.
+    inputs : dict of str to tensor
+        Images of each set.
+    """
+    images, labels = known
+    detectors = fit_detectors(predict(features, images).double(), labels, head)
+    scores = {}
+    for name, x in inputs.items():
+        scores[name] = output_scores(predict(logits, x))
+        seen = predict(features, x).double()
+        scores[name] |= {key: found.predict_features(seen) for key, found in detectors.items()}
+    return scores
 
 
 @torch.inference_mode()
