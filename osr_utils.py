@@ -1066,7 +1066,7 @@ SHIPPED = {
     "plain_cnn": OpenSetDetector,  # trained without outliers
     "osr_detector_9k": OpenSetDetector,  # trained on 9,000 digits
     "osr_detector": OpenSetDetector,
-    "network_inversion": GarbageClassifier,
+    "network_inversion": partial(GarbageClassifier, epochs=12),
 }
 
 
@@ -1354,7 +1354,7 @@ def fit_detectors(features, labels, head):
 
     Parameters
     ----------
-    features : float tensor, (N, D)
+    features : float32 tensor, (N, D)
         Of training images.
     labels : int tensor, (N,)
     head : nn.Linear
@@ -1397,11 +1397,11 @@ def all_scores(logits, features, head, known, inputs):
         Images of each set.
     """
     images, labels = known
-    detectors = fit_detectors(predict(features, images).double(), labels, head)
+    detectors = fit_detectors(predict(features, images), labels, head)
     scores = {}
     for name, x in inputs.items():
         scores[name] = output_scores(predict(logits, x))
-        seen = predict(features, x).double()
+        seen = predict(features, x)
         scores[name] |= {key: found.predict_features(seen) for key, found in detectors.items()}
     return scores
 

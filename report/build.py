@@ -12,7 +12,7 @@ sys.path.insert(0, str(ROOT))
 
 import osr_utils  # noqa: E402
 
-BODY_PAGES = range(3, 5)  # the body has 3 or 4 pages; references and appendix come after
+BODY_PAGES = range(3, 6)  # the body has 3 to 5 pages; references and appendix come after
 
 
 def compile_report(folder=""):
@@ -24,7 +24,7 @@ def compile_report(folder=""):
         raise ValueError(f"typst warns: {[warning.message for warning in warnings]}; mend {source}")
     marks = json.loads(typst.query(str(source), "<body-end>", field="value", **options))
     if not folder and marks[0] not in BODY_PAGES:
-        raise ValueError(f"the body ends on page {marks[0]}, not 3 or 4; edit {source}")
+        raise ValueError(f"the body ends on page {marks[0]}, not 3 to 5; edit {source}")
     target = ROOT / folder.strip("/") / "report/report.pdf"
     with osr_utils.atomic_path(target) as temporary:
         temporary.write_bytes(pdf)
@@ -154,7 +154,74 @@ def exposure_table():
     return "\n".join(lines)
 
 
-TABLES = (held_out_table, replication_table, detector_table, exposure_table)
+def inversion_table():
+    """Return the table of System D: the four experiments beside the original, and the improved."""
+    results = read_results("06_network_inversion")
+    rows, reference = results["rows"], results["config"]["reference"]
+    sets = (("fashionmnist", "FashionMNIST"), ("cifar10", "CIFAR-10"), ("svhn", "SVHN"))
+    lines = [
+        "| in the garbage class, % (in brackets: what the original reports) | "
+        + " | ".join(f"{title}, before | after" for _, title in sets)
+        + " | digits kept and right, after |",
+        "|---" * 8 + "|",
+    ]
+    for method in (*(f"experiment_{k}" for k in range(1, 5)), "improved"):
+        cells = []
+        for ood, _ in sets:
+            theirs = reference.get(method, {}).get(ood, ("", ""))
+            for when, value in zip(("before", "after"), theirs, strict=True):
+                bracket = f" ({value})" if value else ""
+                cells.append(spread(rows, method, ood, f"garbage_{when}")[0] + bracket)
+        cells.append(spread(rows, method, "", "accuracy_after")[0])
+        label = "**improved**" if method == "improved" else method.replace("_", " ")
+        lines.append(f"| {label} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def one_vs_rest_table():
+    """Return the table of System E: MNIST against each set, beside the original."""
+    results = read_results("07_one_vs_rest")
+    rows, reference = results["rows"], results["config"]["reference"]
+    there = {row["ood"] for row in rows if row["system"] == "E"}
+    sets = [ood for ood in reference if ood in there]
+    lines = [f"| AUROC, % | {' | '.join(sets)} |", "|---" * (len(sets) + 1) + "|"]
+    theirs = " | ".join(f"{100 * reference[ood][0]:.2f}" for ood in sets)
+    lines.append(f"| UE, as the original reports | {theirs} |")
+    for method, label in (
+        ("msp", "softmax confidence"),
+        ("ue_k", "UE over the ten digits"),
+        ("ue_k1", "UE over all eleven outputs"),
+        ("garbage_margin", "garbage margin"),
+        ("best", "**one score for all**"),
+    ):
+        values = (spread([row for row in rows if row["system"] == "E"], method, ood, "auroc")[0]
+                  for ood in sets)  # fmt: skip
+        lines.append(f"| {label} | {' | '.join(values)} |")
+    return "\n".join(lines)
+
+
+def leaderboard_table():
+    """Return the best score of every model of the leaderboard, by OSCR."""
+    rows = [r for r in read_results("07_one_vs_rest")["rows"] if r["system"] == "leaderboard"]
+    means, best = {}, {}
+    for row in rows:
+        if "+" in row["ood"]:  # the mean over the unknown sets
+            means.setdefault(row["method"], {})[row["metric"]] = 100 * row["value"]
+    for method, values in sorted(means.items(), key=lambda item: -item[1]["oscr"]):
+        best.setdefault(method.split("/")[0], (method.split("/")[1], values))
+    lines = ["| model | its best score | OSCR | AUROC | AUPR | FPR95 | 11-way accuracy |",
+             "|---|---|---|---|---|---|---|"]  # fmt: skip
+    metrics = ("oscr", "auroc", "aupr_out", "fpr95", "osr_total")
+    for model, (score, values) in best.items():
+        cells = " | ".join(f"{values[metric]:.2f}" for metric in metrics)
+        lines.append(f"| `{model}` | {score.replace('_', ' ')} | {cells} |")
+    return "\n".join(lines)
+
+
+TABLES = (
+    held_out_table, replication_table, detector_table, exposure_table, inversion_table,
+    one_vs_rest_table, leaderboard_table,
+)  # fmt: skip
 
 
 def update_readme():

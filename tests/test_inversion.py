@@ -102,7 +102,7 @@ def small(monkeypatch):
 def run(x, y, config):
     osr_utils.seed_everything(config["seed"])
     model = osr_utils.GarbageClassifier(config["epochs"])
-    nb["loop"](model, x, y, config)
+    nb["loop"](model, x, y, config, lambda epoch: None)
     return model
 
 
@@ -136,3 +136,38 @@ def test_the_generator_leaves_the_classifier_alone(small):
     optimizer = torch.optim.Adam(generator.parameters())
     nb["train_generator"](generator, optimizer, model, config, draws)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_a_longer_training_passes_through_the_shorter_ones(small, sandbox, monkeypatch):
+    """So the experiments that differ in their epochs alone are trained once."""
+    monkeypatch.setenv("OSR_RETRAIN", "1")
+    *_, config = small
+    images = np.random.default_rng(0).integers(0, 256, (60, 28, 28), dtype=np.uint8)
+    labels = np.arange(60) % 10
+    monkeypatch.setitem(nb, "mnist", osr_utils.ImageSet(images, labels, "mnist", ""))
+    (job,) = nb["trainings"]([config | {"epochs": n} for n in (1, 3, 2)])
+    assert job == config | {"cuts": [1, 2]}
+    nb["fit"]("tiny", config, images, labels, cuts=[2])
+    cut = nb["fit"]("tiny", config | {"epochs": 2}, images, labels)
+    for path in osr_utils.checkpoint_dir().iterdir():
+        path.unlink()
+    alone = nb["fit"]("tiny", config | {"epochs": 2}, images, labels)
+    for key, value in alone.state_dict().items():
+        if key == "history":
+            assert torch.equal(value[:, :7], cut.history[:, :7]), "all but the seconds"
+        else:
+            assert torch.equal(value, cut.state_dict()[key]), key
+
+
+def test_trainings_with_a_falling_rate_are_not_merged():
+    config = {"decay": 1, "seed": 0}
+    jobs = nb["trainings"]([config | {"epochs": n} for n in (1, 3)])
+    assert [(job["epochs"], job["cuts"]) for job in jobs] == [(3, []), (1, [])]
+
+
+@torch.no_grad()
+def test_calibration_keeps_the_share_of_validation_digits(small):
+    x, *_ = small
+    model = osr_utils.GarbageClassifier().eval()
+    nb["calibrate"](model, 0.8)
+    assert (osr_utils.ood_score(model(x)) > 0).sum() == 12, "a fifth of sixty"
