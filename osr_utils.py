@@ -1027,8 +1027,9 @@ class DigitClassifier(nn.Module):
 
     WIDTHS = (24, 48, 96)  # channels of the stages
 
-    def __init__(self, norm=partial(nn.GroupNorm, 1)):
+    def __init__(self, norm=None):
         super().__init__()
+        norm = norm or partial(nn.GroupNorm, 1)  # over the whole picture, all channels together
         layers, before = [], 1
         for width, kernel in zip(self.WIDTHS, (5, 3, 3), strict=True):  # 28 => 14 => 7 => 4 pixels
             layers += [

@@ -106,9 +106,7 @@ def test_the_sums_measure_in_standard_deviations_of_validation_images():
 def test_oscr_against_a_double_loop():
     rng = np.random.default_rng(1)
     right, known, unknown = rng.random(40) < 0.8, rng.integers(0, 9, 40), rng.integers(3, 12, 30)
-    pairs = [
-        right[i] * ((known[i] < u) + (known[i] == u) / 2) for i in range(40) for u in unknown
-    ]
+    pairs = [right[i] * ((known[i] < u) + (known[i] == u) / 2) for i in range(40) for u in unknown]
     assert nb["oscr"](right, known, unknown) == pytest.approx(np.mean(pairs))
 
 
