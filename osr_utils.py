@@ -548,11 +548,12 @@ def uncertainty_estimate(logits):
     """Return the uncertainty estimate UE of (N, K) logits, (N,) in [0, 1].
 
     With p the softmax, u = 1 / K and y the one-hot vector of the largest p, UE = 1 - |p - u|^2 /
-    |y - u|^2: 0 where one output has all the probability, 1 where all are equal (Network Inversion
-    and its Applications, arXiv 2411.17777).
+    |y - u|^2: 0 where one output has all the probability, 1 where all are equal (Suhail et al.
+    2025, arXiv 2505.23448).
     """
     k = logits.shape[1]
-    return 1 - (logits.softmax(1) - 1 / k).square().sum(1) / (1 - 1 / k)
+    distance = (logits.softmax(1) - 1 / k).square().sum(1)
+    return (1 - distance / (1 - 1 / k)).clamp(0, 1)  # rounding errs to both sides
 
 
 PICKLES = (".pt", ".pth", ".pt2", ".pkl")  # opening one can run any code
@@ -745,10 +746,13 @@ def judge_pictures(model, pictures, output, device="cpu"):
         names = [str(i) for i in range(len(images))]
     if not len(images):
         raise ValueError("there are no pictures: give at least one")
-    scores = predict(model, images.to(device))
+    if isinstance(model, nn.Module):
+        model.to(device)
+    with evaluation_mode(model):
+        scores = predict(model, images.to(device))
     verdicts = _verdicts(scores, len(images))
-    if scores.ndim != 2:
-        raise ValueError("the model returned verdicts: give one that returns (N, 11) scores")
+    if scores.ndim != 2 or not scores.isfinite().all():
+        raise ValueError("the model must return (N, 11) finite scores, no verdicts and no infinity")
     margins, digits = ood_score(scores), scores[:, :OOD_LABEL].argmax(1)
     order = margins.argsort().tolist()
     rows = [
@@ -1005,6 +1009,11 @@ class GarbageClassifier(nn.Module):
         )
         self.head = nn.Linear(third, 11)
 
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        for name in ("history", "gallery", "gallery_uncertainty"):  # as many epochs as were stored
+            setattr(self, name, torch.zeros_like(state_dict[prefix + name]))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def features(self, x):
         """Return the (N, 64) features: the mean of each channel of the last stage."""
         return self.stages(x * 2 - 1).mean((2, 3))
@@ -1067,7 +1076,7 @@ SHIPPED = {
     "plain_cnn": OpenSetDetector,  # trained without outliers
     "osr_detector_9k": OpenSetDetector,  # trained on 9,000 digits
     "osr_detector": OpenSetDetector,
-    "network_inversion": partial(GarbageClassifier, epochs=12),
+    "network_inversion": GarbageClassifier,
 }
 
 

@@ -135,9 +135,10 @@ def test_every_picture_gets_the_known_sets_shape(monkeypatch, shape, known):
 @pytest.mark.parametrize(("channels", "side"), [(1, 28), (3, 32)])
 def test_recombined_pictures_are_shuffled_or_joined(channels, side):
     images = torch.rand(60, channels, side, side, generator=seeded())
-    found = nb["recombined"](images, seeded())
+    found = nb["recombined"](images, torch.arange(60) % 2, seeded())
     half, shuffled = side // 2, 0
     for image, old in zip(found, images, strict=True):
+        assert not torch.equal(image, old)
         if torch.equal(image[:, :half], old[:, :half]) or torch.equal(
             image[..., :half], old[..., :half]
         ):
@@ -203,3 +204,10 @@ def test_a_model_of_ten_outputs_is_refused(tmp_path):
         osr_utils.judge_pictures(
             lambda x: torch.zeros(len(x), 10), np.zeros((2, 28, 28), np.uint8), tmp_path
         )
+
+
+def test_halves_of_one_class_are_not_joined():
+    images = torch.rand(30, 1, 28, 28, generator=seeded())
+    found = nb["recombined"](images, torch.zeros(30, dtype=torch.long), seeded())
+    pixels = [x.flatten(1).sort(1).values for x in (images, found)]
+    assert torch.equal(*pixels), "tiles were shuffled, nothing else"
