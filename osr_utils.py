@@ -1053,12 +1053,12 @@ class DigitClassifier(nn.Module):
         self.features = nn.Sequential(*layers)
         self.head = nn.Linear(16 * before, 10)
 
-    def embed(self, x):
-        """Return the (N, 1536) features that the last layer reads."""
-        return self.features(x).flatten(1)
+    def channel_means(self, x):
+        """Return (N, 96): the mean of each channel of the last stage, for feature distances."""
+        return self.features(x).mean((2, 3))
 
     def forward(self, x):
-        return self.head(self.embed(x))
+        return self.head(self.features(x).flatten(1))
 
 
 def _warn_of_range(x):
@@ -1359,7 +1359,7 @@ def output_scores(logits):
     return scores
 
 
-def fit_detectors(features, labels, head):
+def fit_detectors(features, labels, head=None):
     """Fit pytorch-ood's feature detectors, each with ``predict_features`` -> (N,) scores.
 
     Parameters
@@ -1367,8 +1367,8 @@ def fit_detectors(features, labels, head):
     features : float32 tensor, (N, D)
         Of training images.
     labels : int tensor, (N,)
-    head : nn.Linear
-        The classifier's last layer, which reads the last columns of the features; ViM uses its
+    head : nn.Linear, optional
+        The classifier's last layer, if it reads the last columns of the features: ViM needs its
         first ten outputs.
 
     Returns
@@ -1379,14 +1379,16 @@ def fit_detectors(features, labels, head):
     """
     from pytorch_ood.detector import KNN, RMD, Mahalanobis, ViM  # noqa: PLC0415
 
-    d = features.shape[1]
-    weight = F.pad(head.weight[:OOD_LABEL].detach().cpu(), (d - head.in_features, 0))
     detectors = {
         "mahalanobis": Mahalanobis(None),
         "rmd": RMD(None),
         "knn": KNN(None, k=min(50, len(features))),
-        "vim": ViM(None, d=d // 2, w=weight, b=head.bias[:OOD_LABEL].detach().cpu()),
     }
+    if head:
+        d = features.shape[1]
+        weight = F.pad(head.weight[:OOD_LABEL].detach().cpu(), (d - head.in_features, 0))
+        bias = head.bias[:OOD_LABEL].detach().cpu()
+        detectors["vim"] = ViM(None, d=d // 2, w=weight, b=bias)
     for detector in detectors.values():
         detector.fit_features(features, labels)
     return detectors
@@ -1399,7 +1401,7 @@ def all_scores(logits, features, head, known, inputs):
     ----------
     logits, features : callable
         Batches of images -> (N, 10) or (N, 11) logits; -> (N, D) features for the detectors.
-    head : nn.Linear
+    head : nn.Linear or None
         See `fit_detectors`.
     known : (tensor, tensor)
         Training images and labels, to fit the detectors to.
@@ -1498,7 +1500,7 @@ def fit_or_load(name, config, train, *, build, data, note=""):
     config = json.loads(json.dumps(config))
     folder, file = checkpoint_dir(), f"{name}-{_digest([config, sums])}.safetensors"
     if (folder / file).is_file():
-        return _load_weights(build(), folder / file)
+        return load_weights(build(), folder / file)
     for path in sorted(folder.glob(f"{name}-*.safetensors")):
         meta = checkpoint_metadata(path)
         if meta["name"] != name or meta["config"]["seed"] != config["seed"]:
@@ -1508,7 +1510,7 @@ def fit_or_load(name, config, train, *, build, data, note=""):
                 folder = folder / "local"  # weights of one's own must not pass for shipped ones
         elif note:
             print(f"{name}: shipped weights; this machine's training set differs ({note})")
-            return _load_weights(build(), path)
+            return load_weights(build(), path)
         else:
             raise ValueError(
                 f"{path.name} was trained on other data: {meta['data']} there, {sums} here. "
@@ -1523,7 +1525,7 @@ def fit_or_load(name, config, train, *, build, data, note=""):
         train(model)
         seconds = round(time.perf_counter() - start, 1)
         _save_weights(model, folder / file, name, config, sums, seconds)
-    return _load_weights(build(), folder / file)
+    return load_weights(build(), folder / file)
 
 
 def load_model(name, device="cpu"):
@@ -1549,7 +1551,7 @@ def load_model(name, device="cpu"):
     """
     if name not in SHIPPED:
         raise ValueError(f"no shipped model {name!r}; there are {', '.join(SHIPPED)}")
-    return _load_weights(SHIPPED[name](), _shipped_path(name)).to(device)
+    return load_weights(SHIPPED[name](), _shipped_path(name)).to(device)
 
 
 def list_models():
@@ -1740,7 +1742,14 @@ def _save_weights(model, path, name, config, sums, seconds):
         temporary.write_bytes(save(tensors, {"meta": json.dumps(meta, sort_keys=True)}))
 
 
-def _load_weights(model, path):
+def load_weights(model, path):
+    """Fill a model with a file of weights; return it in eval mode, on the CPU.
+
+    Raises
+    ------
+    ValueError
+        If the file is damaged or does not fit; its name is in the message.
+    """
     from safetensors.torch import load_file  # noqa: PLC0415
 
     try:
