@@ -913,14 +913,14 @@ class MultitaskAutoencoder(nn.Module):
         return torch.cat([logits, self.alpha * error[:, None]], 1)
 
 
-def stage(before, width, kernel):
-    """Two convolutions that halve the side, with batch normalisation and ReLU."""
+def stage(before, width, kernel, norm=nn.BatchNorm2d):
+    """Two convolutions that halve the side, each with a normalisation and ReLU."""
     return nn.Sequential(
         nn.Conv2d(before, width, kernel, 2, kernel // 2, bias=False),
-        nn.BatchNorm2d(width),
+        norm(width),
         nn.ReLU(),
         nn.Conv2d(width, width, 3, padding=1, bias=False),
-        nn.BatchNorm2d(width),
+        norm(width),
         nn.ReLU(),
     )
 
@@ -996,30 +996,30 @@ class GarbageClassifier(nn.Module):
     leaves behind, for the curves of notebook 06.
     """
 
-    WIDTHS = (16, 32, 64)  # channels of the stages
+    EPOCHWISE = ("history", "gallery", "gallery_uncertainty")  # buffers with a line per epoch
 
-    def __init__(self, epochs=10, channels=1):
+    def __init__(self, epochs=10, channels=1, widths=(16, 32, 64)):
         super().__init__()
         self.register_buffer("history", torch.zeros(epochs, 9))
         self.register_buffer("gallery", torch.zeros(epochs, 10, 28, 28, dtype=torch.uint8))
         self.register_buffer("gallery_uncertainty", torch.zeros(epochs, 10))
-        first, second, third = self.WIDTHS
+        first, second, third = widths  # channels of the stages
         self.stages = nn.Sequential(  # 28x28 => 14x14 => 7x7 => 4x4
             stage(channels, first, 5), stage(first, second, 3), stage(second, third, 3)
         )
         self.head = nn.Linear(third, 11)
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
-        for name in ("history", "gallery", "gallery_uncertainty"):  # as many epochs as were stored
+        for name in self.EPOCHWISE:  # as many epochs as were stored
             setattr(self, name, torch.zeros_like(state_dict[prefix + name]))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def features(self, x):
-        """Return the (N, 64) features: the mean of each channel of the last stage."""
+        """Return the (N, 64) features, or as wide as the last stage: the mean of each channel."""
         return self.stages(x * 2 - 1).mean((2, 3))
 
     def stage_means(self, x):
-        """Return (N, 112): the mean of each channel of every stage, for feature distances."""
+        """Return (N, 112), or wider: the mean of each channel of every stage, for distances."""
         x, means = x * 2 - 1, []
         for part in self.stages:
             x = part(x)
@@ -1039,19 +1039,13 @@ class DigitClassifier(nn.Module):
     def __init__(self, norm=None):
         super().__init__()
         norm = norm or partial(nn.GroupNorm, 1)  # over the whole picture, all channels together
-        layers, before = [], 1
-        for width, kernel in zip(self.WIDTHS, (5, 3, 3), strict=True):  # 28 => 14 => 7 => 4 pixels
-            layers += [
-                nn.Conv2d(before, width, kernel, 2, kernel // 2, bias=False),
-                norm(width),
-                nn.ReLU(),
-                nn.Conv2d(width, width, 3, padding=1, bias=False),
-                norm(width),
-                nn.ReLU(),
-            ]
-            before = width
-        self.features = nn.Sequential(*layers)
-        self.head = nn.Linear(16 * before, 10)
+        first, second, third = self.WIDTHS
+        self.features = nn.Sequential(  # 28x28 => 14x14 => 7x7 => 4x4
+            *stage(1, first, 5, norm),
+            *stage(first, second, 3, norm),
+            *stage(second, third, 3, norm),
+        )
+        self.head = nn.Linear(16 * third, 10)
 
     def channel_means(self, x):
         """Return (N, 96): the mean of each channel of the last stage, for feature distances."""
@@ -1076,7 +1070,7 @@ SHIPPED = {
     "plain_cnn": OpenSetDetector,  # trained without outliers
     "osr_detector_9k": OpenSetDetector,  # trained on 9,000 digits
     "osr_detector": OpenSetDetector,
-    "network_inversion": GarbageClassifier,
+    "network_inversion": partial(GarbageClassifier, widths=(24, 48, 96)),
 }
 
 
@@ -1394,13 +1388,15 @@ def fit_detectors(features, labels, head=None):
     return detectors
 
 
-def all_scores(logits, features, head, known, inputs):
+def all_scores(outputs, features, head, known, inputs):
     """Return every score of a network on some sets of images, {set: {score: (N,) tensor}}.
 
     Parameters
     ----------
-    logits, features : callable
-        Batches of images -> (N, 10) or (N, 11) logits; -> (N, D) features for the detectors.
+    outputs : dict of str to tensor
+        The network's (N, 10) or (N, 11) logits of each set.
+    features : callable
+        Batches of images -> (N, D) features for the detectors.
     head : nn.Linear or None
         See `fit_detectors`.
     known : (tensor, tensor)
@@ -1412,7 +1408,7 @@ def all_scores(logits, features, head, known, inputs):
     detectors = fit_detectors(predict(features, images), labels, head)
     scores = {}
     for name, x in inputs.items():
-        scores[name] = output_scores(predict(logits, x))
+        scores[name] = output_scores(outputs[name])
         seen = predict(features, x)
         scores[name] |= {key: found.predict_features(seen) for key, found in detectors.items()}
     return scores

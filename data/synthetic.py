@@ -158,6 +158,22 @@ def cut_up(images, labels, generator):
     return kinds[torch.randint(6, (n,), generator=generator), torch.arange(n)]
 
 
+def photographed(images, generator):
+    """Digits as a camera sees them: blurred, at any contrast, on grounds that are never black."""
+    shown = []
+    for part in images.split(250):  # each group has its own blur
+        n, side = len(part), int(torch.randint(14, 29, (), generator=generator))
+        small = F.interpolate(part, (side, side), mode="bilinear", antialias=True)
+        soft = F.interpolate(small, (28, 28), mode="bilinear")
+        level, depth, ink_level, grain = torch.rand(4, n, 1, 1, 1, generator=generator)
+        cloud = clouds(n, generator)[torch.randperm(n, generator=generator)]
+        noise = (0.005 + 0.03 * grain) * torch.randn(n, 1, 28, 28, generator=generator)
+        ground = 0.01 + 0.5 * level**2 * (1 - depth * cloud) + noise
+        ink_level, ground = (0.2 + 0.8 * ink_level).to(part.device), ground.to(part.device)
+        shown.append((ground + soft * (ink_level - ground)).clamp(0, 1))
+    return torch.cat(shown)
+
+
 FAMILIES = {strokes: 0.25, signs: 0.25, shapes: 0.2, clouds: 0.15, fractals: 0.15}
 
 

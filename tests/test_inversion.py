@@ -171,3 +171,24 @@ def test_calibration_keeps_the_share_of_validation_digits(small):
     model = osr_utils.GarbageClassifier().eval()
     nb["calibrate"](model, 0.8)
     assert (osr_utils.ood_score(model(x)) > 0).sum() == 12, "a fifth of sixty"
+
+
+def test_photographed_digits_stand_on_ground_that_is_never_black():
+    synthetic = osr_utils.data_module("synthetic")
+    x = torch.zeros(300, 1, 28, 28)
+    x[:, :, 6:22, 12:16] = 1  # a bar
+    found = synthetic.photographed(x, seeded())
+    assert found.shape == x.shape and found.min() >= 0 and found.max() <= 1
+    assert torch.equal(found, synthetic.photographed(x, seeded()))
+    ground = found[..., :8].flatten(1)
+    assert ground.mean(1).min() > 0.003 and (ground > 0).float().mean(1).min() > 0.5
+    bar = found[:, 0, 8:20, 13:15].flatten(1).mean(1)
+    assert (bar - ground.mean(1)).abs().gt(0.05).float().mean() > 0.8, "most can still be read"
+
+
+def test_changed_digits_join_the_pool(small):
+    x, y, _ = small
+    pool = torch.zeros(30, 1, 28, 28)
+    assert len(nb["add_changed_digits"](pool, x, y, 0, seeded())) == 30 + 20
+    assert len(nb["add_changed_digits"](pool, x, y, 7, seeded())) == 30 + 20 + 7
+    assert not len(nb["add_changed_digits"](pool[:0], x, y, 0, seeded()))

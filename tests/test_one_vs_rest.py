@@ -78,10 +78,10 @@ def test_every_score_of_every_set_comes_back(features):
     found, labels, *_ = features
     head = torch.nn.Linear(4, 11)
     x = torch.tensor(found)
-    scores = osr_utils.all_scores(
-        lambda part: head(part[:, 2:]).detach(), lambda part: part, head,
-        (x, torch.tensor(labels)), {"a": x[:7], "b": x[7:20]},
-    )  # fmt: skip
+    inputs = {"a": x[:7], "b": x[7:20]}
+    outputs = {name: head(part[:, 2:]).detach() for name, part in inputs.items()}
+    known = x, torch.tensor(labels)
+    scores = osr_utils.all_scores(outputs, lambda part: part, head, known, inputs)
     assert {name: {len(v) for v in found.values()} for name, found in scores.items()} == {
         "a": {7}, "b": {13},
     }  # fmt: skip
