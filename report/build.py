@@ -42,14 +42,19 @@ def read_results(name):
     return results
 
 
+def fixed(value):
+    """Return a value >= 0 with two decimals, halves rounded up as the report does."""
+    return f"{value + 1e-9:.2f}"
+
+
 def spread(rows, method, ood, metric, known="mnist"):
     """Return (mean ± deviation in per cent, number of seeds); one seed has no deviation."""
     wanted = (method, known, ood, metric)
     found = [r for r in rows if (r["method"], r["id"], r["ood"], r["metric"]) == wanted]
     values = [100 * row["value"] for row in found]
-    text = f"{statistics.fmean(values):.2f}"
+    text = fixed(statistics.fmean(values))
     if len(values) > 1:
-        text += f" ± {statistics.pstdev(values):.2f}"
+        text += f" ± {fixed(statistics.pstdev(values))}"
     return text, len(values)
 
 
@@ -212,7 +217,7 @@ def leaderboard_table():
              "|---|---|---|---|---|---|---|"]  # fmt: skip
     metrics = ("oscr", "auroc", "aupr_out", "fpr95", "osr_total")
     for model, (score, values) in best.items():
-        cells = " | ".join(f"{values[metric]:.2f}" for metric in metrics)
+        cells = " | ".join(fixed(values[metric]) for metric in metrics)
         lines.append(f"| `{model}` | {score.replace('_', ' ')} | {cells} |")
     return "\n".join(lines)
 
