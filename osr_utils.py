@@ -9,7 +9,6 @@ import difflib
 import hashlib
 import importlib.util
 import inspect
-import itertools
 import json
 import math
 import os
@@ -776,18 +775,24 @@ def judge_pictures(model, pictures, output, device="cpu"):
 def _contact_sheet(images, rows, path, most=240, across=16):
     """Draw pictures with their verdict and score; of more than `most` an even selection."""
     from matplotlib.figure import Figure  # noqa: PLC0415
+    from torchvision.utils import make_grid  # noqa: PLC0415
 
     pick = np.unique(np.linspace(0, len(rows) - 1, min(most, len(rows))).round().astype(int))
-    down = -(-len(pick) // across)
-    fig = Figure((PAGE_WIDTH, 0.62 * down + 0.3), layout="constrained", dpi=150)
-    for axis, i in itertools.zip_longest(fig.subplots(down, across).flat, pick):
-        axis.axis("off")
-        if i is not None:
-            axis.imshow(images[i, 0], vmin=0, vmax=1, cmap="gray")
-            unknown = rows[i]["verdict"] == "unknown"
-            said = "unk." if unknown else rows[i]["verdict"]
-            axis.set_title(f"{said} {rows[i]['ood_score']:.1f}", fontsize=6, pad=1,
-                           color=COLORS["fashionmnist" if unknown else "mnist"])  # fmt: skip
+    tiles = F.pad(images[pick].cpu(), (2, 2, 11, 1), value=1)  # white, with room for a line above
+    sheet = make_grid(tiles, across, padding=0, pad_value=1).permute(1, 2, 0)
+    height, width = tiles.shape[2:]
+    inches = PAGE_WIDTH / (across * width)  # of a pixel
+    fig = Figure((inches * sheet.shape[1], inches * len(sheet)), dpi=150)
+    axis = fig.add_axes((0, 0, 1, 1))
+    axis.axis("off")
+    axis.imshow(sheet)
+    for place, i in enumerate(pick):
+        line, column = divmod(place, across)
+        unknown = rows[i]["verdict"] == "unknown"
+        said = "unk." if unknown else rows[i]["verdict"]
+        text = f"{said} {rows[i]['ood_score']:.1f}"
+        axis.text((column + 0.5) * width, line * height + 9, text, ha="center", fontsize=6,
+                  color=COLORS["fashionmnist" if unknown else "mnist"])  # fmt: skip
     with atomic_path(path) as temporary:
         fig.savefig(temporary, format="png", metadata={"Software": None})
 

@@ -175,7 +175,9 @@ def test_own_pictures_become_a_table_and_a_sheet(tmp_path):
     ]  # fmt: skip
     with open(tmp_path / "out/scores.csv", encoding="utf-8") as file:
         assert [row["picture"] for row in csv.DictReader(file)] == [row["picture"] for row in rows]
-    assert Image.open(tmp_path / "out/contact_sheet.png").size[0] > 500
+    sheet = np.asarray(Image.open(tmp_path / "out/contact_sheet.png").convert("L"), dtype=float)
+    middles = np.arange(1, 6, 2) * sheet.shape[1] // 6  # of three pictures in a line
+    assert np.allclose(sheet[sheet.shape[0] * 2 // 3, middles], [10, 60, 250], atol=5)
 
 
 def test_an_array_of_pictures_works_too(tmp_path):
