@@ -779,10 +779,11 @@ def _contact_sheet(images, rows, path, most=240, across=16):
 
     pick = np.unique(np.linspace(0, len(rows) - 1, min(most, len(rows))).round().astype(int))
     tiles = F.pad(images[pick].cpu(), (2, 2, 11, 1), value=1)  # white, with room for a line above
-    sheet = make_grid(tiles, across, padding=0, pad_value=1).permute(1, 2, 0)
+    sheet = make_grid(tiles, across, padding=0, pad_value=1).permute(1, 2, 0).numpy()
     height, width = tiles.shape[2:]
     inches = PAGE_WIDTH / (across * width)  # of a pixel
-    fig = Figure((inches * sheet.shape[1], inches * len(sheet)), dpi=150)
+    size = inches * sheet.shape[1], inches * len(sheet)
+    fig = Figure(size, dpi=150, layout="none")
     axis = fig.add_axes((0, 0, 1, 1))
     axis.axis("off")
     axis.imshow(sheet)
