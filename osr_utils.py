@@ -238,13 +238,14 @@ def load_pictures(folder):
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder: give the one that holds the pictures")
-    kinds = Image.registered_extensions()
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in kinds)
+    paths = sorted(path for path in folder.iterdir() if path.is_file())
     images, names, broken = [], [], []
     for path in progress(paths, folder.name):
         try:
             with Image.open(path) as picture:
                 picture = ImageOps.exif_transpose(picture)  # as the camera was held
+                if picture.mode == "F":
+                    raise ValueError("real numbers: save it with 8 or 16 bits")
                 if picture.mode.startswith("I"):  # 16 bits
                     picture = picture.point(lambda value: value / 256).convert("L")
                 picture = picture.convert("RGBA")
@@ -256,7 +257,7 @@ def load_pictures(folder):
         images.append(to_model_input(rgb[None]))
         names.append(path.name)
     if broken:
-        print(f"{folder}: {len(broken)} of {len(paths)} pictures are broken: {', '.join(broken)}")
+        print(f"{folder}: {len(broken)} of {len(paths)} files are no pictures: {', '.join(broken)}")
     if not images:
         raise ValueError(
             f"no readable picture in {folder}: put files such as .png or .jpg there (not in "
@@ -462,8 +463,8 @@ def _download(name, split):
             return
     raise DatasetNotFoundError(
         f"no {path.name} in {path.parent}, and {problem}. Three ways out: run `make data` with a "
-        "network; set OSR_DATA to a folder that has the file; or set OSR_PROFILE=demo, which "
-        "needs no data"
+        "network; set OSR_DATA to a folder that has the file; or, small and without a download, "
+        "`make demo` (a notebook alone: OSR_PROFILE=demo)"
     )
 
 
@@ -723,7 +724,8 @@ def judge_pictures(model, pictures, output, device="cpu"):
         A folder, see `load_pictures`, or decoded pictures, see `to_model_input`. White on black, as
         MNIST has it.
     output : str or Path
-        The folder that receives ``scores.csv`` and ``contact_sheet.png``.
+        The folder that receives ``scores.csv`` and ``contact_sheet.png`` (of more than 240 pictures
+        an even selection); not the folder of the pictures.
     device : str or torch.device
 
     Returns
@@ -736,9 +738,12 @@ def judge_pictures(model, pictures, output, device="cpu"):
     Raises
     ------
     ValueError
-        If there is no picture, or the model does not return (N, 11) finite scores.
+        If there is no picture, the output would lie among the pictures, or the model does not
+        return (N, 11) finite scores.
     """
     if isinstance(pictures, str | Path):
+        if Path(output).resolve() == Path(pictures).resolve():
+            raise ValueError(f"{output} holds the pictures: give the results a folder of their own")
         images, names = load_pictures(pictures)
     else:
         images = to_model_input(pictures)
@@ -778,7 +783,8 @@ def _contact_sheet(images, rows, path, most=240, across=16):
     from torchvision.utils import make_grid  # noqa: PLC0415
 
     pick = np.unique(np.linspace(0, len(rows) - 1, min(most, len(rows))).round().astype(int))
-    tiles = F.pad(images[pick].cpu(), (2, 2, 11, 1), value=1)  # white, with room for a line above
+    tiles = F.pad(images[pick].cpu(), (1, 1, 1, 1), value=0.5)  # a frame
+    tiles = F.pad(tiles, (1, 1, 10, 0), value=1)  # white, with room for a line above
     sheet = make_grid(tiles, across, padding=0, pad_value=1).permute(1, 2, 0).numpy()
     height, width = tiles.shape[2:]
     inches = PAGE_WIDTH / (across * width)  # of a pixel
@@ -791,7 +797,8 @@ def _contact_sheet(images, rows, path, most=240, across=16):
         line, column = divmod(place, across)
         unknown = rows[i]["verdict"] == "unknown"
         said = "unk." if unknown else rows[i]["verdict"]
-        text = f"{said} {rows[i]['ood_score']:.1f}"
+        score = rows[i]["ood_score"]
+        text = f"{said} {score:.1f}" if abs(score) < 100 else f"{said} {score:.0f}"
         axis.text((column + 0.5) * width, line * height + 9, text, ha="center", fontsize=6,
                   color=COLORS["fashionmnist" if unknown else "mnist"])  # fmt: skip
     with atomic_path(path) as temporary:

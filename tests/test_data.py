@@ -886,11 +886,15 @@ def test_broken_pictures_are_named_counted_and_left_out(tmp_path, capsys):
     Image.fromarray(noise).save(tmp_path / "good.png")
     (tmp_path / "empty.png").write_bytes(b"")
     (tmp_path / "cut.png").write_bytes((tmp_path / "good.png").read_bytes()[:400])
+    (tmp_path / "phone.heic").write_bytes(b"a format that is not read")
+    Image.fromarray(np.ones((5, 5), np.float32)).save(tmp_path / "real.tiff")
+    (tmp_path / "below").mkdir()
     images, names = osr_utils.load_pictures(tmp_path)
     assert names == ["good.png"]
     torch.testing.assert_close(images, to_model_input(noise[None]))  # grey from RGB
     said = capsys.readouterr().out
-    assert "2 of 3" in said and "empty.png" in said and "cut.png" in said
+    assert "4 of 5 files are no pictures" in said
+    assert all(name in said for name in ("cut.png", "empty.png", "phone.heic", "real.tiff"))
 
 
 def test_a_folder_without_a_readable_picture_is_an_error(tmp_path):

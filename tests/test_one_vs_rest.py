@@ -165,6 +165,12 @@ def answer(x):
     return logits
 
 
+def test_the_results_do_not_lie_among_the_pictures(tmp_path):
+    Image.new("L", (28, 28)).save(tmp_path / "dark.png")
+    with pytest.raises(ValueError, match="folder of their own"):
+        osr_utils.judge_pictures(answer, tmp_path, tmp_path / "below" / "..")
+
+
 def test_own_pictures_become_a_table_and_a_sheet(tmp_path):
     for name, grey in (("dark", 10), ("bright", 250), ("middle", 60)):
         Image.new("L", (40, 30), grey).save(tmp_path / f"{name}.png")
