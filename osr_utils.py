@@ -1615,7 +1615,10 @@ def save_results(notebook, rows, config, data_notes=None):
         if identity in seen:
             raise ValueError(f"the row {identity} stands twice: give each a method of its own")
         seen.add(identity)
-    rows = [{**row, "value": round(float(row["value"]), 6)} for row in rows]
+    order = (*keys[:-1], "weights", "metric")  # the same in every file
+    rows = [
+        {key: row[key] for key in order} | {"value": round(float(row["value"]), 6)} for row in rows
+    ]
     path = ROOT / f"report/results/{notebook}.json"
     if profile() == "full" and path.is_file():
         computed = {row["seed"] for row in rows}
