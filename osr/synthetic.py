@@ -1,4 +1,4 @@
-"""Generated pictures that are no digits, to practise on instead of collected unknowns.
+"""Generated pictures that are no digits: synthetic outliers, in place of collected unknowns.
 
 Each function takes a number and a generator on the CPU, and returns float images (n, 1, 28, 28) in
 [0, 1], whole batches at a time. Notebook 03b shows and explains them.
@@ -9,7 +9,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from osr_utils import augment
+from osr.images import augment
 
 PIXEL = (torch.arange(28) + 0.5) / 28  # pixel centres in the unit square
 GRID = torch.stack(torch.meshgrid(PIXEL, PIXEL, indexing="xy"), -1).view(1, 784, 2)
@@ -108,6 +108,30 @@ def shapes(n, generator):
     return (((edge - radius) * 8 + 0.5).clamp(0, 1) * fill)[:, None]
 
 
+def chaos_game(maps, shift, choose, points, jumps, skipped):
+    """Let points jump by random contractions, p -> map p + shift; return where they land.
+
+    Parameters
+    ----------
+    maps : float tensor, (m, K, 2, 2)
+    shift : float tensor, (m, K, 2)
+    choose : callable
+        ``choose()`` -> (m, points) int tensor: the map that each point takes next.
+    points, jumps, skipped : int
+        The first `skipped` jumps only lead to the attractor.
+
+    Returns
+    -------
+    float tensor, (m, (jumps - skipped) * points, 2)
+    """
+    row, where, trail = torch.arange(len(maps))[:, None], torch.zeros(len(maps), points, 2), []
+    for _ in range(jumps):
+        pick = choose()
+        where = (maps[row, pick] @ where[..., None])[..., 0] + shift[row, pick]
+        trail.append(where)
+    return torch.cat(trail[skipped:], 1)
+
+
 def fractals(n, generator):
     """Attractors of iterated function systems, drawn by 128 points that jump 40 times."""
     images = []
@@ -116,14 +140,13 @@ def fractals(n, generator):
         maps = 2 * torch.rand(m, 4, 2, 2, generator=generator) - 1
         shrink = 0.4 + 0.5 * torch.rand(m, 4, 1, 1, generator=generator)
         maps = maps / torch.linalg.matrix_norm(maps, 2, keepdim=True) * shrink
-        offset = 2 * torch.rand(m, 4, 1, 2, generator=generator) - 1
-        number, row = torch.randint(2, 5, (m, 1), generator=generator), torch.arange(m)[:, None]
-        points, trail = torch.zeros(m, 128, 2), []
-        for _ in range(40):
-            k = (torch.rand(m, 128, generator=generator) * number).long()
-            points = (maps[row, k] @ points[..., None])[..., 0] + offset[row, k, 0]
-            trail.append(points)
-        trail = torch.cat(trail[8:], 1)
+        shift = 2 * torch.rand(m, 4, 1, 2, generator=generator)[:, :, 0] - 1
+        number = torch.randint(2, 5, (m, 1), generator=generator)  # of maps
+
+        def choose(number=number, m=m):
+            return (torch.rand(m, 128, generator=generator) * number).long()
+
+        trail = chaos_game(maps, shift, choose, points=128, jumps=40, skipped=8)
         low, high = trail.amin(1, keepdim=True), trail.amax(1, keepdim=True)
         pixel = ((trail - low) / (high - low).clamp_min(1e-6) * 21.99 + 3).long()
         count = torch.zeros(m, 784).scatter_add_(

@@ -16,50 +16,50 @@ from sklearn.datasets import load_digits, load_sample_images
 from torch import tensor
 from tqdm.auto import tqdm
 
-TORCHVISION = {  # name -> (class, the server that it downloads from)
-    "mnist": ("MNIST", "https://ossci-datasets.s3.amazonaws.com"),
-    "fashionmnist": ("FashionMNIST", "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"),
-    "kmnist": ("KMNIST", "http://codh.rois.ac.jp"),
-    "cifar10": ("CIFAR10", "https://www.cs.toronto.edu"),
-    "cifar100": ("CIFAR100", "https://www.cs.toronto.edu"),
-    "svhn": ("SVHN", "http://ufldl.stanford.edu"),
-}
-ARCHIVES = {  # name -> (address, MD5)
-    "mnist_c": (
-        "https://zenodo.org/record/3239543/files/mnist_c.zip",
-        "4b34b33045869ee6d424616cd3a65da3",
-    ),
-    "tinyimagenet": (
-        "http://cs231n.stanford.edu/tiny-imagenet-200.zip",
-        "90528d7ca1a48142e341f4ef8d21d0de",
-    ),
-}
-
+from osr.images import read_picture
 
 # --- official downloads ---------------------------------------------------------------------------
 
 
-def official(name, split, folder):
+def official(name, split, record, folder):
     """Download a set into a folder; yield (name, split, images, labels) of all that it brings."""
-    if name in TORCHVISION:
+    if record.source not in globals():
         splits = [split] if name == "svhn" else ["train", "test"]  # the others come in one piece
         for part in splits:
-            yield name, part, *_from_torchvision(name, part, folder)
+            yield name, part, *_from_torchvision(record.source, part, folder)
         return
-    address, md5 = ARCHIVES[name.split("/")[0]]
-    torchvision.datasets.utils.download_and_extract_archive(address, folder, md5=md5)
-    if name == "tinyimagenet":
-        yield name, split, *_tinyimagenet(Path(folder) / "tiny-imagenet-200", split)
-        return
-    for part in sorted((Path(folder) / "mnist_c").iterdir()):  # one archive holds all corruptions
+    download_and_extract_archive = torchvision.datasets.utils.download_and_extract_archive
+    download_and_extract_archive(record.address, folder, md5=record.md5)
+    yield from globals()[record.source](name, split, Path(folder))
+
+
+def mnist_c(name, split, folder):
+    """Decode MNIST-C: one archive holds all corruptions."""
+    for part in sorted((folder / "mnist_c").iterdir()):
         images = np.load(part / f"{split}_images.npy")[..., 0]
         labels = np.load(part / f"{split}_labels.npy").astype(np.int64)
         yield f"mnist_c/{part.name}", split, images, labels
 
 
-def online(name, seconds=6):
-    """Return whether the source of a set answers, without waiting for a resolver that hangs."""
-    address = TORCHVISION[name][1] if name in TORCHVISION else ARCHIVES[name.split("/")[0]][0]
+def tinyimagenet(name, split, folder):
+    """Decode TinyImageNet (its labelled validation split serves as test), resized to 32x32."""
+    folder = folder / "tiny-imagenet-200"
+    words = (folder / "wnids.txt").read_text().split()
+    if split == "train":
+        pairs = [(p, w) for w in words for p in sorted((folder / "train" / w).rglob("*.JPEG"))]
+    else:
+        lines = (folder / "val/val_annotations.txt").read_text().splitlines()
+        pairs = [(folder / "val/images" / file, word) for file, word, *_ in map(str.split, lines)]
+    images = [
+        np.asarray(Image.open(path).convert("RGB").resize((32, 32), Image.Resampling.BILINEAR))
+        for path, _ in tqdm(pairs, desc="TinyImageNet")
+    ]
+    labels = np.array([words.index(word) for _, word in pairs], dtype=np.int64)
+    yield name, split, np.stack(images), labels
+
+
+def online(address, seconds=6):
+    """Return whether a server answers, without waiting for a resolver that hangs."""
     answer = threading.Event()
 
     def ask():
@@ -77,45 +77,52 @@ def online(name, seconds=6):
     return answer.is_set()
 
 
-def _from_torchvision(name, split, folder):
-    which = {"split": split} if name == "svhn" else {"train": split == "train"}
-    data = getattr(torchvision.datasets, TORCHVISION[name][0])(folder, download=True, **which)
+def _from_torchvision(kind, split, folder):
+    which = {"split": split} if kind == "SVHN" else {"train": split == "train"}
+    data = getattr(torchvision.datasets, kind)(folder, download=True, **which)
     images = np.asarray(data.data).astype(np.uint8)
-    if name == "svhn":
+    if kind == "SVHN":
         return images.transpose(0, 2, 3, 1), np.asarray(data.labels, dtype=np.int64)
     return images, np.asarray(data.targets, dtype=np.int64)
 
 
-def _tinyimagenet(folder, split):
-    """Decode TinyImageNet (its labelled validation split serves as test), resized to 32x32."""
-    words = (folder / "wnids.txt").read_text().split()
-    if split == "train":
-        pairs = [(p, w) for w in words for p in sorted((folder / "train" / w).rglob("*.JPEG"))]
-    else:
-        lines = (folder / "val/val_annotations.txt").read_text().splitlines()
-        pairs = [(folder / "val/images" / file, word) for file, word, *_ in map(str.split, lines)]
-    images = [
-        np.asarray(Image.open(path).convert("RGB").resize((32, 32), Image.Resampling.BILINEAR))
-        for path, _ in tqdm(pairs, desc="TinyImageNet")
-    ]
-    return np.stack(images), np.array([words.index(word) for _, word in pairs], dtype=np.int64)
+# --- a set of one's own ---------------------------------------------------------------------------
+
+
+def class_folders(folder):
+    """Return images and labels of a folder with one folder of pictures a class.
+
+    Pictures of one size are kept as they are, of several sizes resized to 64 x 64.
+    """
+    classes = sorted(path for path in folder.iterdir() if path.is_dir())
+    pictures, labels = [], []
+    for label, place in enumerate(classes):
+        for path in sorted(place.iterdir()):
+            if path.is_file() and not path.name.startswith("."):
+                pictures.append(read_picture(path))
+                labels.append(label)
+    if not pictures:
+        raise ValueError(f"no picture in the folders of {folder}: make one folder for each class")
+    if len({picture.size for picture in pictures}) > 1:
+        pictures = [picture.resize((64, 64), Image.Resampling.BILINEAR) for picture in pictures]
+    return np.stack([np.asarray(picture) for picture in pictures]), np.array(labels, np.int64)
 
 
 # --- sets from the dependencies: each takes (name, split) and returns (images, labels, note) ------
 
 
-def _digits(name, split):
-    digits = load_digits()
-    x = tensor(digits.images).float()[:, None] / 16
+def digits(name, split):
+    uci = load_digits()
+    x = tensor(uci.images).float()[:, None] / 16
     x = F.interpolate(x, (20, 20), mode="bicubic", align_corners=False).clamp(0, 1)
     images = (F.pad(x, (4, 4, 4, 4))[:, 0] * 255).round().byte().numpy()
     order = np.random.default_rng(0).permutation(len(images))
     part = order[:1297] if split == "train" else order[1297:]
-    return images[part], digits.target[part].astype(np.int64), "UCI digits of scikit-learn, 28x28"
+    return images[part], uci.target[part].astype(np.int64), "UCI digits of scikit-learn, 28x28"
 
 
-def _corrupted_digits(name, split):
-    images, labels, _ = _digits(name, split)
+def corrupted(name, split):
+    images, labels, _ = digits(name, split)
     x = images.astype(np.float32)
     if name == "mnist_c/brightness":
         x = x + 80
@@ -127,12 +134,12 @@ def _corrupted_digits(name, split):
     return x.clip(0, 255).astype(np.uint8), labels, "corrupted UCI digits of scikit-learn"
 
 
-def _letters(name, split):
+def letters(name, split):
     glyphs = _glyphs("ABCDEFGHKMNPRTUVWXYZ", split)  # none that is drawn like a digit
     return *glyphs, f"letters from the fonts of matplotlib, drawn by Pillow {PIL.__version__}"
 
 
-def _symbols(name, split):
+def symbols(name, split):
     glyphs = _glyphs("ΓΔΘΛΞΠΣΦΨΩ∂∇∞∫≈≠≤≥±×", split)
     return *glyphs, f"symbols from the fonts of matplotlib, drawn by Pillow {PIL.__version__}"
 
@@ -154,7 +161,7 @@ def _glyphs(characters, split):
     return np.stack(images), (classes % 10).astype(np.int64)
 
 
-def _photographs(name, split):
+def photographs(name, split):
     shrink = {"cifar10": 1, "svhn": 2, "tinyimagenet": 4}[name]
     rng = np.random.default_rng(shrink)
     photos = [photo[::shrink, ::shrink] for photo in load_sample_images().images]
@@ -169,11 +176,3 @@ def _photographs(name, split):
         crops.append(photos[index][top : top + 32, left : left + 32])
     note = "patches of scikit-learn's sample photographs, labels without meaning"
     return np.stack(crops), rng.integers(10, size=500), note
-
-
-BUNDLED = {"uci_digits": _digits, "letters": _letters, "symbols": _symbols}
-DEMO = {
-    "mnist": _digits, "fashionmnist": _letters, "kmnist": _symbols, "cifar10": _photographs,
-    "svhn": _photographs, "tinyimagenet": _photographs, "mnist_c/brightness": _corrupted_digits,
-    "mnist_c/impulse_noise": _corrupted_digits, "mnist_c/translate": _corrupted_digits,
-}  # fmt: skip

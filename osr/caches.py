@@ -1,0 +1,99 @@
+"""The decoded files of the data sets, <data>/<name>-<split>.npz: found, checked, downloaded."""
+
+import tempfile
+from typing import NamedTuple
+
+import numpy as np
+
+from osr.paths import atomic_path, data_dir
+
+_MEND = "delete it and run `make data`, or point OSR_DATA at a good copy"
+
+
+class ImageSet(NamedTuple):
+    """Decoded images of one split.
+
+    Attributes
+    ----------
+    images : uint8 array, (N, H, W) grey or (N, H, W, 3) RGB
+    labels : int64 array, (N,)
+    name : str
+        As given to `load_images`; starts with ``"demo:"`` for a stand-in.
+    note : str
+        Says where the images differ from the official data; "" where they do not.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    name: str
+    note: str = ""
+
+
+class DatasetNotFoundError(FileNotFoundError):
+    """A data set is neither cached nor downloadable."""
+
+
+def cache_path(name, split):
+    """Return where the decoded file of a split lies, or would lie."""
+    return data_dir() / f"{name}-{split}.npz"
+
+
+def check_images(images, labels, classes):
+    """Return what is wrong with decoded images and their labels, "" if nothing is.
+
+    `classes` bounds the labels; None: any that are not negative.
+    """
+    if images.dtype != np.uint8 or images.shape[3:] not in ((), (3,)) or images.ndim < 3:
+        return f"images are {images.dtype} {images.shape}, not uint8 (N, H, W) or (N, H, W, 3)"
+    if labels.dtype != np.int64 or labels.shape != images.shape[:1] or not len(labels):
+        return f"labels are {labels.dtype} {labels.shape} for {len(images)} images"
+    if labels.min() < 0 or (classes and labels.max() >= classes):
+        wanted = f"within 0..{classes - 1}" if classes else "from 0 on"
+        return f"labels run from {labels.min()} to {labels.max()}, not {wanted}"
+    return ""
+
+
+def read_cache(path, name, classes):
+    """Return the `ImageSet` of a decoded file; a ValueError that names it where it is damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {key: file[key] for key in file.files}
+        images, labels = arrays["images"], arrays["labels"]
+    except Exception as error:  # numpy and zipfile raise a dozen kinds for a damaged file
+        raise ValueError(f"{path} is damaged or no image cache ({error!r}); {_MEND}") from error
+    if problem := check_images(images, labels, classes):
+        raise ValueError(f"{path} is no cache of {name}: {problem}; {_MEND}")
+    return ImageSet(images, labels, name, str(arrays.get("note", "")))
+
+
+def download(name, split, record):
+    """Build the decoded file of a set from its official source (`record`, of `osr.datasets`)."""
+    from osr import sources
+
+    path = cache_path(name, split)
+    problem = None
+    if name == "mnist_c/identity":
+        problem = "it is MNIST-test itself"
+    elif name.startswith("mnist_c/") and split == "train":
+        problem = "MNIST-C is used as a test set only"
+    elif not sources.online(record.address):
+        problem = "the network does not answer"
+    if problem is None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+                for found, part, images, labels in sources.official(name, split, record, folder):
+                    if cache_path(found, part).is_file():
+                        continue  # a download brings more than was asked for; what is there stays
+                    with atomic_path(cache_path(found, part)) as temporary:
+                        with open(temporary, "wb") as file:
+                            np.savez_compressed(file, images=images, labels=labels)
+        except (OSError, RuntimeError) as error:  # what torchvision raises for a failed download
+            problem = f"the download failed ({error!r})"
+        else:
+            return
+    raise DatasetNotFoundError(
+        f"no {path.name} in {path.parent}, and {problem}. Three ways out: run `make data` with a "
+        "network; set OSR_DATA to a folder that has the file; or, small and without a download, "
+        "`make demo` (a notebook alone: OSR_PROFILE=demo)"
+    )

@@ -1,0 +1,100 @@
+"""Functions as text: has what a training or a sweep calls changed since?"""
+
+import ast
+import inspect
+import linecache
+import textwrap
+import types
+from functools import partial
+from pathlib import Path
+
+from osr.paths import digest
+
+LIBRARIES = ("osr", "osr_utils", "torch", "numpy", "sklearn", "pytorch_ood", "builtins")
+MOST = 100  # entries of a container that is searched for functions
+
+
+def sources(*start):
+    """Return {name: digest of the source} of functions, and of the functions that they call.
+
+    Followed is what stands in the notebook or script that the functions come from, classes and
+    containers of functions included; not the rooms of `osr`, nor libraries. Comments, docstrings
+    and layout do not count, and neither do the values of constants.
+    """
+    return {
+        name: digest(sorted(map(_plain, functions)))
+        for name, functions in _reachable(start).items()
+    }
+
+
+def cells(*start):
+    """Return {file name: text} of the notebook cells that `sources` reads, for other processes."""
+    found = [function for functions in _reachable(start).values() for function in functions]
+    names = {function.__code__.co_filename for function in found}
+    typed = [name for name in sorted(names) if not Path(name).is_file()]
+    return {name: "".join(linecache.getlines(name)) for name in typed}
+
+
+def remember_cells(texts):
+    """Make the cells of another process known here, so that `sources` can read them."""
+    for name, text in texts.items():
+        linecache.cache.setdefault(name, (len(text), None, text.splitlines(True), name))
+
+
+def _reachable(start):
+    """Return {qualified name: functions}, the start included."""
+    found, seen, todo = {}, {}, list(start)
+    while todo:
+        thing = todo.pop()
+        if id(thing) in seen:
+            continue
+        seen[id(thing)] = thing
+        if isinstance(thing, partial):
+            todo += [thing.func, *thing.args, *thing.keywords.values()]
+        elif isinstance(thing, dict | list | tuple) and len(thing) <= MOST:
+            todo += thing.values() if isinstance(thing, dict) else thing
+        elif isinstance(thing, type | types.FunctionType) and not _of_a_library(thing):
+            if isinstance(thing, type):
+                todo += vars(thing).values()
+            else:
+                found.setdefault(thing.__qualname__, []).append(thing)
+                todo += _named(thing)
+    return dict(sorted(found.items()))
+
+
+def _of_a_library(thing):
+    return (thing.__module__ or "builtins").split(".")[0] in LIBRARIES
+
+
+def _named(function):
+    """Return what a function's code names: globals of its module, and its closure."""
+    codes, names = [function.__code__], set()
+    while codes:
+        code = codes.pop()
+        names |= {*code.co_names}
+        codes += [part for part in code.co_consts if isinstance(part, types.CodeType)]
+    things = [function.__globals__[name] for name in names & function.__globals__.keys()]
+    for cell in function.__closure__ or ():
+        try:
+            things.append(cell.cell_contents)
+        except ValueError:  # not yet filled
+            continue
+    return things
+
+
+def _plain(function):
+    """Return a function's source without comments, docstrings and layout; "" if it has none."""
+    try:
+        text = textwrap.dedent(inspect.getsource(function))
+    except (OSError, TypeError):  # typed at a prompt
+        return ""
+    try:
+        tree = ast.parse(text)
+    except SyntaxError:  # a lambda amid a statement
+        return "".join(text.split())
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
+            if isinstance(body[0].value, ast.Constant) and isinstance(body[0].value.value, str):
+                body[0] = ast.Pass()
+    return ast.unparse(tree).replace("'", '"')  # newer versions quote otherwise

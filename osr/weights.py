@@ -1,0 +1,247 @@
+"""Trained weights: fitted once, stored without pickle, found again by what shaped them."""
+
+import json
+import os
+import time
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save
+
+from osr.functions import sources
+from osr.models import SHIPPED
+from osr.paths import (
+    atomic_path,
+    checkpoint_dir,
+    checksum,
+    digest,
+    own_weights,
+    results_dir,
+    shipped_dir,
+)
+from osr.results import read_results
+from osr.training import seed_everything
+
+LOG = "log."  # before the names of what a training leaves behind
+
+
+def fit_or_load(name, config, train, *, build, data, note=""):
+    """Load a model's stored weights, or train it and store them; print which, and why.
+
+    The file's name holds a hash of `config` and `data`. The sources of `train`, of what it calls
+    in your notebook, and of a network that is defined there, are stored beside the weights: where
+    they have changed since, the line that is printed says so, and the stored weights are used.
+
+    Parameters
+    ----------
+    name : str
+    config : dict
+        Everything that shapes the weights, JSON-able, with "seed".
+    train : callable
+        ``train(model)`` trains in place (and calibrates what the model keeps in buffers). What it
+        puts into the dict ``model.log``, tensors by name, is stored with the weights.
+    build : callable
+        ``build()`` -> nn.Module, called right after `seed_everything`.
+    data : dict of str to array
+        The training and calibration arrays; their checksums enter the hash of the weights.
+    note : str
+        Of the training set, where it differs from the official data (`ImageSet.note`).
+
+    Returns
+    -------
+    nn.Module
+        On the CPU, in eval mode, as loading from disk gives it; its ``checkpoint`` attribute
+        names the file, its ``log`` holds what the training left behind. Weights that do not ship
+        are stored in `checkpoint_dir`, which `load_model` reads in a demo and a retraining alone.
+
+    Raises
+    ------
+    ValueError
+        If shipped weights for this configuration exist for other training data (and `note` is
+        empty), or a file of weights is damaged or does not fit.
+    """
+    sums = {key: checksum(value) for key, value in data.items()}
+    config = json.loads(json.dumps(config))
+    code = sources(train, build)
+    file = f"{name}-{digest([config, sums])}.safetensors"
+    own, reason = checkpoint_dir() / file, "a demo's or a retraining's first"
+    if not own_weights():
+        shipped, reason = _find_shipped(name, config, sums, file, note)
+        if shipped:
+            return _load(build(), shipped, code, reason)
+    if own.is_file():
+        os.utime(own)  # the last one used is the one that `load_model` takes
+        return _load(build(), own, code, "")
+    print(f"{name}: training, seed {config['seed']} ({reason})")
+    seed_everything(config["seed"])
+    model = build()
+    model.log = {}
+    start = time.perf_counter()
+    train(model)
+    meta = {"name": name, "config": config, "data": sums, "source": code}
+    meta["trained"] = {
+        "seconds": round(time.perf_counter() - start, 1),
+        "device": next(model.parameters()).device.type,
+        "torch": torch.__version__,
+    }
+    _save(model, own, meta)
+    return load_weights(build(), own)
+
+
+def _find_shipped(name, config, sums, file, note):
+    """Return (path, "") of shipped weights, or (None, why there are none)."""
+    if (shipped_dir() / file).is_file():
+        return shipped_dir() / file, ""
+    nearest, fewest = "no weights of that name and seed ship", None
+    for path in sorted(shipped_dir().glob(f"{name}-*.safetensors")):
+        meta = checkpoint_metadata(path)
+        stored = meta["config"]
+        if meta["name"] != name or stored["seed"] != config["seed"]:
+            continue
+        if stored == config and note:
+            return path, f"this machine's training set differs: {note}"
+        if stored == config:
+            raise ValueError(
+                f"{path.name} was trained on other data: {meta['data']} there, {sums} here. "
+                "If you changed a split, say so in the configuration; if not, check the data set "
+                "with notebook 01, or retrain with OSR_RETRAIN=1"
+            )
+        changed = [key for key in {**stored, **config} if stored.get(key) != config.get(key)]
+        if fewest is None or len(changed) < fewest:
+            fewest = len(changed)
+            there = ", ".join(f"{key} = {stored.get(key)}" for key in changed)
+            nearest = f"shipped weights have {there}"
+    return None, nearest
+
+
+def _load(model, path, code, remark):
+    """Load weights and print one line: the file, and what differs."""
+    meta = checkpoint_metadata(path)
+    stored = meta.get("source", {})
+    changed = sorted(key for key in {**stored, **code} if stored.get(key) != code.get(key))
+    if changed and os.environ.get("OSR_ACCEPT_SOURCE") == "1":
+        _write(path, load_file(path), meta | {"source": code})
+    elif changed:
+        remark += (", and " if remark else "") + (
+            f"{', '.join(changed)} changed since it was trained: to train anew, give config a "
+            "key more, or set OSR_RETRAIN=1"
+        )
+    print(f"loaded {path.stem}" + (f" ({remark})" if remark else ""))
+    return load_weights(model, path)
+
+
+def load_model(name, device="cpu"):
+    """Return a shipped 11-output model, ready to use.
+
+    Parameters
+    ----------
+    name : str
+        One of `list_models`.
+    device : str or torch.device
+
+    Returns
+    -------
+    nn.Module
+        In eval mode; (N, 1, 28, 28) in [0, 1] -> (N, 11) finite float32 logits.
+
+    Raises
+    ------
+    ValueError
+        For an unknown name, or weights that are damaged.
+    FileNotFoundError
+        If the weights are not there.
+    """
+    if name not in SHIPPED:
+        raise ValueError(f"no shipped model {name!r}; there are {', '.join(SHIPPED)}")
+    return load_weights(SHIPPED[name](), find_weights(name)).to(device)
+
+
+def list_models():
+    """Return {name: {"file", "config", "trained", "metrics"}} of the shipped models.
+
+    "trained" says when, where and for how long; "metrics" are the seed-0 rows that the notebooks
+    saved for the model, as {"method | id | ood | metric": value}.
+    """
+    models = {}
+    rows = [row for path in sorted(results_dir().glob("*.json")) for row in read_results(path.stem)]
+    for name in SHIPPED:
+        path = find_weights(name)
+        meta = checkpoint_metadata(path)
+        metrics = {
+            " | ".join(row[key] for key in ("method", "id", "ood", "metric")): row["value"]
+            for row in rows
+            if row["seed"] == 0 and row["weights"] == path.stem
+        }
+        models[name] = {"file": path.name, "config": meta["config"], "trained": meta["trained"]}
+        models[name]["metrics"] = metrics
+    return models
+
+
+def find_weights(name, seed=0):
+    """Return the path of a model's weights: shipped ones, or a demo's or a retraining's last.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there are none.
+    """
+    own, paths = own_weights(), []
+    folder = checkpoint_dir() if own else shipped_dir()
+    for path in folder.glob(f"{name}-*.safetensors"):
+        meta = checkpoint_metadata(path)
+        if meta["name"] == name and meta["config"]["seed"] == seed:
+            paths.append(path)
+    if own and paths:
+        return max(paths, key=lambda path: path.stat().st_mtime)
+    if len(paths) != 1:
+        raise FileNotFoundError(
+            f"{len(paths)} weight files {name}-*.safetensors of seed {seed} in {folder}, not one; "
+            + ("train it first (`make demo`)" if own else "see `git status` there")
+        )
+    return paths[0]
+
+
+def load_weights(model, path):
+    """Fill a model with a file of weights; return it in eval mode, on the CPU.
+
+    Raises
+    ------
+    ValueError
+        If the file is damaged or does not fit; its name is in the message.
+    """
+    try:
+        tensors = load_file(path)
+        log = {key[len(LOG) :]: tensors.pop(key) for key in list(tensors) if key.startswith(LOG)}
+        floats = (key for key, value in tensors.items() if value.is_floating_point())
+        model.load_state_dict(tensors | {key: tensors[key].float() for key in floats})
+    except Exception as error:
+        raise ValueError(
+            f"{path} is damaged or does not fit {type(model).__name__} ({error}); restore it with "
+            "`git checkout data/checkpoints`, or retrain with OSR_RETRAIN=1"
+        ) from error
+    model.checkpoint, model.log = path.stem, log
+    return model.to(memory_format=torch.channels_last).eval()  # twice as fast on a processor
+
+
+def checkpoint_metadata(path):
+    """Return what a weight file says of itself: name, config, data checksums, training."""
+    try:
+        with safe_open(path, "pt") as file:
+            return json.loads(file.metadata()["meta"])
+    except Exception as error:
+        raise ValueError(f"{path} is damaged or no weight file ({error!r}); delete it") from error
+
+
+def _save(model, path, meta):
+    parameters = dict(model.named_parameters())
+    tensors = {}  # parameters in half precision; buffers (statistics, alpha) as they are
+    for key, value in model.state_dict().items():
+        value = value.half() if key in parameters else value
+        tensors[key] = value.detach().cpu().contiguous()
+    tensors |= {LOG + key: value.cpu().contiguous() for key, value in model.log.items()}
+    _write(path, tensors, meta)
+
+
+def _write(path, tensors, meta):
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(save(tensors, {"meta": json.dumps(meta, sort_keys=True)}))
