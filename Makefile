@@ -3,13 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 
-.PHONY: demo run notebooks retrain test report data bench lint clean
+.PHONY: demo run notebooks retrain test check report data bench lint clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo       everything, small, in minutes: no data, no download, results in .demo/"
 	@echo "make run        the real thing: real data, shipped weights, no training"
-	@echo "make test       the whole test suite"
+	@echo "make test       the whole test suite: every notebook is executed, small and in full"
+	@echo "make check      its fast part, and lint: no notebook is executed"
 	@echo "make notebooks  as run, and rewrite the outputs stored in notebooks/"
 	@echo "make retrain    every model from scratch (SEEDS=0,1,2,3,4 for all seeds)"
 	@echo "make report     compile report/report.pdf and the README's table from the results"
@@ -17,7 +18,7 @@ help:
 	@echo "make bench      how fast, against the plain way"
 	@echo "make lint       ruff"
 
-$(VENV)/installed: requirements.txt
+$(VENV)/installed: requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --disable-pip-version-check -r requirements.txt
 	@touch $@
@@ -28,11 +29,14 @@ demo run notebooks retrain: $(VENV)/installed
 test: $(VENV)/installed
 	$(PY) -m pytest tests
 
+check: lint
+	$(PY) -m pytest tests -m "not runs" --durations=0 --durations-min=2
+
 report: $(VENV)/installed
 	$(PY) report/build.py
 
 data: $(VENV)/installed
-	$(PY) data/download.py
+	$(PY) -m osr.datasets
 
 bench: $(VENV)/installed
 	$(PY) tests/bench.py
@@ -41,4 +45,4 @@ lint: $(VENV)/installed
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
 
 clean:
-	rm -rf .demo .run .retrain
+	rm -rf .demo .run .retrain osr_mnist.egg-info

@@ -4,8 +4,10 @@ import ast
 import inspect
 import linecache
 import textwrap
+import tokenize
 import types
 from functools import partial
+from io import StringIO
 from pathlib import Path
 
 from osr.paths import digest
@@ -53,12 +55,18 @@ def _reachable(start):
             todo += [thing.func, *thing.args, *thing.keywords.values()]
         elif isinstance(thing, dict | list | tuple) and len(thing) <= MOST:
             todo += thing.values() if isinstance(thing, dict) else thing
+        elif isinstance(thing, property):
+            todo += [thing.fget, thing.fset]
+        elif isinstance(thing, types.MethodType | staticmethod | classmethod):
+            todo.append(thing.__func__)
         elif isinstance(thing, type | types.FunctionType) and not _of_a_library(thing):
             if isinstance(thing, type):
-                todo += vars(thing).values()
+                todo += [*vars(thing).values(), *thing.__bases__]
             else:
                 found.setdefault(thing.__qualname__, []).append(thing)
                 todo += _named(thing)
+        elif callable(thing) and hasattr(thing, "__wrapped__"):  # such as by functools.cache
+            todo.append(thing.__wrapped__)
     return dict(sorted(found.items()))
 
 
@@ -91,10 +99,21 @@ def _plain(function):
     try:
         tree = ast.parse(text)
     except SyntaxError:  # a lambda amid a statement
-        return "".join(text.split())
+        return _without_comments(text)
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
             if isinstance(body[0].value, ast.Constant) and isinstance(body[0].value.value, str):
-                body[0] = ast.Pass()
+                body[:1] = [] if len(body) > 1 else [ast.Pass()]
     return ast.unparse(tree).replace("'", '"')  # newer versions quote otherwise
+
+
+def _without_comments(text):
+    """Return a part of a statement without comments and layout."""
+    words = []
+    try:
+        for token in tokenize.generate_tokens(StringIO(text).readline):
+            words.append(token.string if token.type != tokenize.COMMENT else "")
+    except (tokenize.TokenError, SyntaxError):  # it ends before the statement does
+        pass
+    return "".join("".join(words).split())

@@ -66,14 +66,16 @@ def row_values(rows, **wanted):
 
 
 def mean_and_deviation(rows, **wanted):
-    """Return the text "mean ± standard deviation" of `row_values`, in per cent.
+    """Return the text "mean ± standard deviation" of `row_values`, in per cent, halves rounded up.
 
     The deviation is that of the values (divided by their number); a single value has none, and
     "-" says that there is no value.
     """
     values = 100 * row_values(rows, **wanted)
-    deviation = f" ± {values.std():.2f}" if len(values) > 1 else ""
-    return f"{values.mean():.2f}{deviation}" if len(values) else "-"
+    if not len(values):
+        return "-"
+    parts = [values.mean()] if len(values) == 1 else [values.mean(), values.std()]
+    return " ± ".join(f"{part + 1e-9:.2f}" for part in parts)
 
 
 def save_results(notebook, rows, config, data_notes=None):

@@ -84,7 +84,7 @@ def train(
             x, y = images[index], labels[index]
             if augmentation:
                 x = augmentation(x, generator)
-            with torch.autocast(device.type, torch.bfloat16, enabled=_has_bf16(device)):
+            with torch.autocast(device.type, torch.bfloat16, enabled=has_bf16(device)):
                 value = loss(model, x, y)
             optimizer.zero_grad()
             value.backward()
@@ -102,7 +102,7 @@ def train(
     return history
 
 
-def _has_bf16(device):
+def has_bf16(device):
     """Return whether the processor has bfloat16 instructions (emulated ones cost time)."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)

@@ -1,16 +1,11 @@
 """Compile the report and the README's results tables: `python report/build.py [demo]`."""
 
 import json
-import statistics
 import sys
-from pathlib import Path
 
 import typst
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-import osr_utils  # noqa: E402
+from osr_utils import ROOT, SETS, atomic_path, mean_and_deviation, row_values, select_rows
 
 BODY_PAGES = range(3, 6)  # the body has 3 to 5 pages; references and appendix come after
 
@@ -26,14 +21,12 @@ def compile_report(folder=""):
     if not folder and marks[0] not in BODY_PAGES:
         raise ValueError(f"the body ends on page {marks[0]}, not 3 to 5; edit {source}")
     target = ROOT / folder.strip("/") / "report/report.pdf"
-    with osr_utils.atomic_path(target) as temporary:
+    with atomic_path(target) as temporary:
         temporary.write_bytes(pdf)
     return target
 
 
 MIX = "fashionmnist+cifar10"
-NAMES = {"fashionmnist": "FashionMNIST", "cifar10": "CIFAR-10", "svhn": "SVHN",
-         "cifar100": "CIFAR-100", "tinyimagenet": "TinyImageNet"}  # fmt: skip
 
 
 def read_results(name):
@@ -44,20 +37,9 @@ def read_results(name):
     return results
 
 
-def fixed(value):
-    """Return a value >= 0 with two decimals, halves rounded up as the report does."""
-    return f"{value + 1e-9:.2f}"
-
-
 def spread(rows, method, ood, metric, known="mnist"):
-    """Return (mean ± deviation in per cent, number of seeds); one seed has no deviation."""
-    wanted = (method, known, ood, metric)
-    found = [r for r in rows if (r["method"], r["id"], r["ood"], r["metric"]) == wanted]
-    values = [100 * row["value"] for row in found]
-    text = fixed(statistics.fmean(values))
-    if len(values) > 1:
-        text += f" ± {fixed(statistics.pstdev(values))}"
-    return text, len(values)
+    """Return the mean ± deviation of a value over the seeds, in per cent."""
+    return mean_and_deviation(rows, method=method, id=known, ood=ood, metric=metric)
 
 
 def held_out_table():
@@ -79,7 +61,7 @@ def held_out_table():
         ("best", "**best score**: largest class logit and detail"),
     ):
         cells = (
-            spread(results["rows"], method, f"mnist-{digit}", "auroc", "mnist-rest")[0]
+            spread(results["rows"], method, f"mnist-{digit}", "auroc", "mnist-rest")
             for digit in (8, 4)
         )
         lines.append(f"| {label} | {' | '.join(cells)} |")
@@ -100,7 +82,9 @@ def replication_table():
         (MIX, "osr_total", "total open-set accuracy"),
         (MIX, "binary_accuracy", "known / unknown accuracy"),
     ):
-        ours, seeds = spread(results["rows"], "multitask_autoencoder", ood, metric)
+        method = "multitask_autoencoder"
+        ours = spread(results["rows"], method, ood, metric)
+        seeds = len(row_values(results["rows"], method=method, ood=ood, metric=metric))
         reference = 100 * results["config"]["reference"][metric]
         lines.append(f"| {label} | {reference:.2f} % | {ours} % ({seeds} seeds) |")
     return "\n".join(lines)
@@ -127,7 +111,7 @@ def detector_table():
         ("osr_detector_9k", "`osr_detector`, trained on 9,000"),
         ("osr_detector", "**`osr_detector`**"),
     ):
-        cells = " | ".join(spread(rows, method, *column)[0] for column in columns)
+        cells = " | ".join(spread(rows, method, *column) for column in columns)
         lines.append(f"| {label} | {cells} |")
     return "\n".join(lines)
 
@@ -154,7 +138,7 @@ def exposure_table():
         cells = []
         for model in models:
             theirs = reference[key].get(model)
-            cells.append(spread(rows, model + suffix, *column)[0])
+            cells.append(spread(rows, model + suffix, *column))
             if theirs is not None:
                 cells[-1] += f" ({100 * theirs:.{decimals}f})"
         lines.append(f"| {label} | {' | '.join(cells)} |")
@@ -168,7 +152,7 @@ def inversion_table():
     sets = ("fashionmnist", "cifar10", "svhn")
     lines = [
         "| in the garbage class, % (in brackets: what the original reports) | "
-        + " | ".join(f"{NAMES[ood]}, before | after" for ood in sets)
+        + " | ".join(f"{SETS[ood].title}, before | after" for ood in sets)
         + " | digits kept and right, after |",
         "|---" * 8 + "|",
     ]
@@ -178,10 +162,10 @@ def inversion_table():
             theirs = reference.get(method, {}).get(ood, ("", ""))
             for when, value in zip(("before", "after"), theirs, strict=True):
                 bracket = f" ({value})" if value else ""
-                ours = spread(rows, method, ood, f"garbage_{when}")[0]
+                ours = spread(rows, method, ood, f"garbage_{when}")
                 has_none = (method, when) == ("improved", "before")  # it never sees noise alone
                 cells.append("" if has_none else ours + bracket)
-        cells.append(spread(rows, method, "", "accuracy_after")[0])
+        cells.append(spread(rows, method, "", "accuracy_after"))
         label = "**improved**" if method == "improved" else method.replace("_", " ")
         lines.append(f"| {label} | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -193,7 +177,7 @@ def one_vs_rest_table():
     rows = [row for row in results["rows"] if row["system"] == "E"]
     reference, there = results["config"]["reference"], {row["ood"] for row in rows}
     sets = [ood for ood in reference if ood in there]
-    titles = " | ".join(NAMES[ood] for ood in sets)
+    titles = " | ".join(SETS[ood].title for ood in sets)
     lines = [f"| AUROC, % | {titles} |", "|---" * (len(sets) + 1) + "|"]
     theirs = " | ".join(f"{100 * reference[ood][0]:.2f}" for ood in sets)
     lines.append(f"| UE, as the original reports | {theirs} |")
@@ -204,26 +188,24 @@ def one_vs_rest_table():
         ("garbage_margin", "garbage margin"),
         ("best", "**one score for all**"),
     ):
-        values = (spread(rows, method, ood, "auroc")[0] for ood in sets)
+        values = (spread(rows, method, ood, "auroc") for ood in sets)
         lines.append(f"| {label} | {' | '.join(values)} |")
     return "\n".join(lines)
 
 
 def leaderboard_table():
     """Return the best score of every model of the leaderboard, by OSCR."""
-    rows = [r for r in read_results("07_one_vs_rest")["rows"] if r["system"] == "leaderboard"]
-    means, best = {}, {}
-    for row in rows:
-        if "+" in row["ood"]:  # the mean over the unknown sets
-            means.setdefault(row["method"], {})[row["metric"]] = 100 * row["value"]
-    for method, values in sorted(means.items(), key=lambda item: -item[1]["oscr"]):
-        best.setdefault(method.split("/")[0], (method.split("/")[1], values))
+    rows = select_rows(read_results("07_one_vs_rest")["rows"], system="leaderboard", ood="*+*")
+    unknown, best = rows[0]["ood"], {}  # the rows of the mean over the unknown sets
+    for row in sorted(select_rows(rows, metric="oscr"), key=lambda row: -row["value"]):
+        best.setdefault(row["method"].split("/")[0], row["method"])
     lines = ["| model | its best score | OSCR | AUROC | AUPR | FPR95 | 11-way accuracy |",
              "|---|---|---|---|---|---|---|"]  # fmt: skip
     metrics = ("oscr", "auroc", "aupr_out", "fpr95", "osr_total")
-    for model, (score, values) in best.items():
-        cells = " | ".join(fixed(values[metric]) for metric in metrics)
-        lines.append(f"| `{model}` | {score.replace('_', ' ')} | {cells} |")
+    for model, method in best.items():
+        cells = " | ".join(spread(rows, method, unknown, metric) for metric in metrics)
+        score = method.split("/")[1].replace("_", " ")
+        lines.append(f"| `{model}` | {score} | {cells} |")
     return "\n".join(lines)
 
 
@@ -244,7 +226,7 @@ def update_readme():
         if text.count(begin) != 1 or not found:
             raise ValueError(f"{path} must have one {begin} with an {end} after it")
         text = f"{before}{begin}\n{table()}\n{end}{after}"
-    with osr_utils.atomic_path(path) as temporary:
+    with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 

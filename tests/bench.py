@@ -26,10 +26,9 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-import osr_utils  # noqa: E402
-import run_notebooks  # noqa: E402
+import osr_utils
+import run_notebooks
+from osr.training import has_bf16
 
 QUICK = os.environ.get("BENCH_QUICK") == "1"
 SIZES = (900, 100) if QUICK else (9000, 1000)  # MNIST images to train on, and to calibrate on
@@ -313,7 +312,7 @@ def bench_training(images, labels):
         lambda: train_ours(x, y, 1, batch_size=BATCH),
         lambda: plain_epoch(model, optimizer, loader),
     )
-    bf16 = osr_utils._has_bf16(CPU)
+    bf16 = has_bf16(CPU)
     note = "" if bf16 else "the goal is for a processor with bf16 instructions, which this lacks"
     return row("training", "s/epoch", *times, times[1] / times[0], ">= 2.5", note, bf16)
 
@@ -508,7 +507,7 @@ def describe_machine():
     return {
         "processor": models[0] if models else platform.processor(),
         "cores": CORES,
-        "bf16": osr_utils._has_bf16(CPU),
+        "bf16": has_bf16(CPU),
         "load": round(os.getloadavg()[0], 2),  # an idle machine is near 0
         "torch": torch.__version__,
         "date": datetime.now().isoformat(timespec="seconds"),

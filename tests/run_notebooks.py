@@ -1,17 +1,21 @@
-"""Execute the notebooks top to bottom: `python tests/run_notebooks.py demo|run|notebooks|retrain`.
+"""Execute the notebooks: `python tests/run_notebooks.py demo|run|notebooks|retrain [NN ...]`.
 
 demo       small models on data that come inside the dependencies; everything lands in .demo/
 run        real data, shipped weights; compares with what is committed, then replaces it
 notebooks  as run, and rewrites the stored outputs in notebooks/
 retrain    every model from scratch (SEEDS=0 by default); resumes where it was stopped
+
+With numbers, such as `notebooks 06 07`, demo, run and notebooks execute those alone.
 """
 
 import ast
 import json
 import os
 import shutil
+import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nbformat
@@ -20,18 +24,18 @@ from nbclient.exceptions import CellExecutionError
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "report")]
-
-import build  # noqa: E402
-
 MARKER = "# NBVAL_CHECK_OUTPUT"
 TOLERANCE = 2e-4  # of a recomputed value, on the same data
 TOLERANCE_OTHER_DATA = 2e-2  # where the set is a copy on one side and the official one on the other
 
 
-def notebooks():
-    """Return the paths of the notebooks, in order."""
-    return sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
+def notebooks(numbers=()):
+    """Return the paths of the notebooks, or of those with some numbers, in order."""
+    paths = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
+    known = [path.stem.split("_")[0] for path in paths]
+    if unknown := {*numbers} - {*known}:
+        sys.exit(f"no notebook {', '.join(sorted(unknown))}: there are {', '.join(known)}")
+    return [path for path, number in zip(paths, known, strict=True) if number in (numbers or known)]
 
 
 def execute(path, environment, target, timeout=None):
@@ -77,10 +81,27 @@ def definitions(path):
     return names
 
 
-def execute_all(output, environment):
-    """Execute all notebooks; figures, results and executed copies land in `output`."""
+# 03b and 04 read what 03 leaves behind, 07 what 05 and 06 do: two chains, about equally long.
+SECOND_CHAIN = ("05_pixmix_outlier_exposure", "06_network_inversion", "07_one_vs_rest")
+
+
+def in_chains(function):
+    """Call a function with every notebook, two chains side by side; return {stem: its answer}."""
+    second = [path for path in notebooks() if path.stem in SECOND_CHAIN]
+    first = [path for path in notebooks() if path.stem not in SECOND_CHAIN]
+
+    def follow(chain):
+        return {path.stem: function(path) for path in chain}
+
+    with ThreadPoolExecutor(2) as pool:
+        one, two = pool.map(follow, (first, second))
+    return one | two
+
+
+def execute_all(output, environment, paths=None):
+    """Execute all notebooks, or some; figures, results and executed copies land in `output`."""
     environment = {"OSR_OUTPUT": str(output), **environment}
-    for path in notebooks():
+    for path in paths or notebooks():
         start = time.perf_counter()
         target = output / "notebooks" / path.name
         try:
@@ -88,6 +109,11 @@ def execute_all(output, environment):
         except CellExecutionError as error:
             sys.exit(f"{path.stem} stopped: {error.ename}: {error.evalue}\nWhere: see {target}")
         print(f"{path.stem}: {time.perf_counter() - start:.0f} s", flush=True)
+
+
+def build_report(*arguments):
+    """Compile the report and the README's tables."""
+    subprocess.run([sys.executable, ROOT / "report/build.py", *arguments], check=True)
 
 
 def checked_outputs(notebook):
@@ -121,10 +147,10 @@ def compare_rows(committed, recomputed):
     return lines
 
 
-def compare(output):
+def compare(output, paths):
     """Return (what differs in value or in a checked cell, what differs only in its bytes)."""
     differences, bytes_only = [], []
-    for path in notebooks():
+    for path in paths:
         stored, new = (
             checked_outputs(nbformat.read(p, as_version=4))
             for p in (path, output / "notebooks" / path.name)
@@ -169,32 +195,36 @@ def install(output):
         shutil.copytree(local, ROOT / "report/results/.local", dirs_exist_ok=True)
 
 
-def main(command):
+def main(command="", *numbers):
     start = time.perf_counter()
-    status = 0
+    status, paths = 0, notebooks(numbers)
     if command == "demo":
         output = ROOT / ".demo"
-        shutil.rmtree(output, ignore_errors=True)
-        execute_all(output, {"OSR_PROFILE": "demo", "OSR_RETRAIN": None})
-        build.main("demo")
+        if not numbers:
+            shutil.rmtree(output, ignore_errors=True)
+        execute_all(output, {"OSR_PROFILE": "demo", "OSR_RETRAIN": None}, paths)
+        if not numbers:
+            build_report("demo")
         print(f"look at {output}/report/report.pdf, {output}/figures and {output}/notebooks")
     elif command in ("run", "notebooks"):
         output = ROOT / ".run"
         shutil.rmtree(output, ignore_errors=True)
-        execute_all(output, {"OSR_PROFILE": "full", "OSR_RETRAIN": None})
-        differences, bytes_only = compare(output)
+        if numbers:  # the others' results, which some read
+            shutil.copytree(ROOT / "report/results", output / "report/results")
+        execute_all(output, {"OSR_PROFILE": "full", "OSR_RETRAIN": None}, paths)
+        differences, bytes_only = compare(output, paths)
         install(output)
         if command == "notebooks":
-            for path in notebooks():
+            for path in paths:
                 shutil.copyfile(output / "notebooks" / path.name, path)
-        build.main()
+        build_report()
         for line in differences:
             print("DIFFERS  " + line)
         for line in bytes_only:
             print("new bytes  " + line)
         print(f"{len(differences)} differences from what is committed")
         status = int(bool(differences) and command == "run")
-    elif command == "retrain":
+    elif command == "retrain" and not numbers:
         output, finished = ROOT / ".retrain", ROOT / ".retrain/finished"
         if finished.is_file():
             shutil.rmtree(output)
@@ -216,4 +246,4 @@ def main(command):
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1] if len(sys.argv) == 2 else ""))
+    sys.exit(main(*sys.argv[1:]))

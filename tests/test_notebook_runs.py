@@ -1,0 +1,75 @@
+"""The notebooks executed: small in the demo, and on real data against what is stored."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from nbclient.exceptions import CellExecutionError
+
+import osr_utils
+import run_notebooks
+from run_notebooks import ROOT
+
+pytestmark = pytest.mark.runs
+NOTEBOOKS = run_notebooks.notebooks()
+NAMES = [path.stem for path in NOTEBOOKS]
+REQUIRED = ("mnist", "fashionmnist", "kmnist", "cifar10", "svhn", "tinyimagenet")
+has_data = all(osr_utils.is_available(name, "test") for name in REQUIRED)
+needs_data = pytest.mark.skipif(
+    not has_data, reason="real data are not here: run `make data` or set OSR_DATA"
+)
+
+
+@pytest.fixture(scope="module")
+def demo_runs(tmp_path_factory):
+    """Every notebook, small, as `make demo` runs it; two at a time, on one core each."""
+    output = tmp_path_factory.mktemp("demo")
+    environment = {"OSR_PROFILE": "demo", "OSR_RETRAIN": None, "OSR_OUTPUT": str(output)}
+    environment |= {"OSR_DATA": str(output / "no_data"), "OMP_NUM_THREADS": "1"}
+
+    def run(path):
+        try:
+            run_notebooks.execute(path, environment, output / path.name, timeout=300)
+        except CellExecutionError as error:
+            return str(error)
+
+    return output, run_notebooks.in_chains(run)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
+def test_demo_runs(path, demo_runs):
+    output, problems = demo_runs
+    assert problems[path.stem] is None, problems[path.stem]
+    results = json.loads((output / f"report/results/{path.stem}.json").read_text())
+    assert results["profile"] == "demo"
+    assert list((output / "figures").glob(f"{path.stem.split('_')[0]}_*.png"))
+
+
+@pytest.fixture(scope="module")
+def checked_runs(tmp_path_factory):
+    """Every notebook on real data, compared by nbval with what is stored; two at a time."""
+    output = tmp_path_factory.mktemp("full")
+    command = [sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-current-env", "-x", "-q"]
+    command += ["--nbval-sanitize-with", "tests/nbval.cfg", "--nbval-cell-timeout", "600"]
+    environment = os.environ | {"OSR_PROFILE": "full", "OSR_OUTPUT": str(output)}
+    environment |= {"OSR_RETRAIN": "0", "OSR_PROGRESS": "0", "OMP_WAIT_POLICY": "PASSIVE"}
+
+    def run(path):
+        return subprocess.run(
+            [*command, "-p", "no:cacheprovider", str(path)],
+            cwd=ROOT, env=environment, capture_output=True, text=True,
+        )  # fmt: skip
+
+    return output, run_notebooks.in_chains(run)
+
+
+@needs_data
+@pytest.mark.parametrize("name", NAMES)
+def test_notebook_prints_and_saves_what_is_stored(name, checked_runs):
+    """nbval compares the checked cells as text; the rows are then compared as numbers."""
+    output, runs = checked_runs
+    assert runs[name].returncode == 0, runs[name].stdout[-5000:] + runs[name].stderr[-2000:]
+    files = (folder / f"report/results/{name}.json" for folder in (ROOT, output))
+    assert run_notebooks.compare_rows(*(json.loads(file.read_text()) for file in files)) == []
