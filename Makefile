@@ -18,9 +18,12 @@ help:
 	@echo "make bench      how fast, against the plain way"
 	@echo "make lint       ruff"
 
+# uv takes a fifth of pip's time; where it finds no index that pip is told of, pip serves.
 $(VENV)/installed: requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --disable-pip-version-check -r requirements.txt
+	$(PY) -m pip install --disable-pip-version-check --quiet uv
+	$(VENV)/bin/uv pip install --python $(PY) -r requirements.txt \
+		|| $(PY) -m pip install --disable-pip-version-check -r requirements.txt
 	@touch $@
 
 demo run notebooks retrain: $(VENV)/installed

@@ -72,6 +72,7 @@ from osr.paths import (
     data_dir,
     output_dir,
     profile,
+    progress,
     results_dir,
     retraining,
     seeds,
@@ -102,7 +103,7 @@ from osr.scores import (
 )
 from osr.submissions import judge_submissions, load_submission
 from osr.sweep import run_sweep
-from osr.training import pick_device, progress, seed_everything, train
+from osr.training import pick_device, seed_everything, train
 from osr.weights import find_weights, fit_or_load, list_models, load_model, load_weights
 
 # What `from osr_utils import *` brings: the contract, and nothing that hides another name.

@@ -1,5 +1,5 @@
 """The rooms behind `osr_utils`, one concern each; each imports only from those before it.
 
-paths, sources, images, synthetic, datasets, contract, models, training, scores, sweep, results,
-weights, figures, submissions, pictures.
+paths, records, images, sources, caches, datasets, synthetic, contract, models, training,
+functions, sweep, scores, metrics, results, weights, figures, submissions, pictures.
 """

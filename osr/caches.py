@@ -67,7 +67,7 @@ def read_cache(path, name, classes):
 
 
 def download(name, split, record):
-    """Build the decoded file of a set from its official source (`record`, of `osr.datasets`)."""
+    """Build the decoded file of a set from its official source (`record`, of `osr.records`)."""
     from osr import sources
 
     path = cache_path(name, split)

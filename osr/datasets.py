@@ -174,6 +174,7 @@ def register(name, train=None, test=None):
 
 
 def _own_images(name, given):
+    note = given.note if isinstance(given, ImageSet) else ""
     if isinstance(given, str | Path):
         path = Path(given).expanduser()
         if path.is_dir():
@@ -182,7 +183,14 @@ def _own_images(name, given):
             return ImageSet(*sources.class_folders(path), name)
         if not path.is_file():
             raise FileNotFoundError(f"no file or folder {path}: give the one that holds {name!r}")
-        return read_cache(path, name, None)
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                given = file["images"], file["labels"]
+                note = str(file["note"]) if "note" in file else ""
+        except Exception as error:  # as in `read_cache`
+            raise ValueError(
+                f"{path} cannot be read ({error!r}): give a .npz file with arrays images and labels"
+            ) from error
     if not isinstance(given, tuple) or len(given) < 2:
         raise ValueError(
             f"{name!r} is a {type(given).__name__}: give a tuple (images, labels), a folder with "
@@ -193,7 +201,7 @@ def _own_images(name, given):
         labels = labels.astype(np.int64)
     if problem := check_images(images, labels, None):
         raise ValueError(f"{name!r} cannot be registered: {problem}")
-    return ImageSet(images, labels, name)
+    return ImageSet(images, labels, name, note)
 
 
 def _record(name, split):

@@ -73,7 +73,7 @@ def show_strips(strips, name="", *, captions=None, axis=None, size=5.5):
 
     captions = captions or {}
     rows = {label: _in_colour(pictures) for label, pictures in strips.items()}
-    across = max(map(len, rows.values()))
+    across = max(1, *map(len, rows.values()))
     height, width = (side + 2 for side in next(iter(rows.values())).shape[2:])
     inches = (PAGE_WIDTH - 1.1 if axis is None else _width_of(axis)) / (across * width)  # a pixel
     line = size * 1.25 / 72 / inches  # the height of a line of text, in pixels
@@ -87,19 +87,20 @@ def show_strips(strips, name="", *, captions=None, axis=None, size=5.5):
         for i, picture in enumerate(pictures):
             row[:, 1:-1, i * width + 1 : (i + 1) * width - 1] = picture
             if i < len(said):
-                texts.append((i * width + width / 2, top, said[i]))
+                texts.append((i * width + width / 2 - 0.5, top, said[i]))
         sheet.append(row)
         centres.append(top + height / 2 - 0.5)
         top += height
     own = axis is None
     if own:
         _, axis = plt.subplots(figsize=(PAGE_WIDTH, inches * top + 0.1))
-    axis.imshow(torch.cat(sheet, 1).permute(1, 2, 0), interpolation="nearest")
+    axis.imshow(torch.cat(sheet, 1).permute(1, 2, 0).numpy(), interpolation="nearest")
     for x, y, text in texts:
         axis.text(x, y - 0.2 * line, text, fontsize=size, ha="center", va="bottom")
     axis.set(xticks=[], yticks=centres, yticklabels=list(rows))
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
+    axis.set_anchor("W")  # next to the labels, for which the layout makes room
     if own and name:
         save_figure(axis.figure, name)
     if own:

@@ -1,19 +1,23 @@
 """Functions as text: has what a training or a sweep calls changed since?"""
 
 import ast
+import dis
 import inspect
-import linecache
+import sys
 import textwrap
 import tokenize
 import types
 from functools import partial
 from io import StringIO
-from pathlib import Path
 
 from osr.paths import digest
 
-LIBRARIES = ("osr", "osr_utils", "torch", "numpy", "sklearn", "pytorch_ood", "builtins")
+LIBRARIES = {
+    *sys.stdlib_module_names, "osr", "osr_utils", "torch", "torchvision", "numpy", "scipy",
+    "sklearn", "pytorch_ood", "pandas", "matplotlib", "seaborn", "PIL", "joblib", "tqdm",
+}  # fmt: skip
 MOST = 100  # entries of a container that is searched for functions
+_remembered = {}  # code -> text
 
 
 def sources(*start):
@@ -29,18 +33,18 @@ def sources(*start):
     }
 
 
-def cells(*start):
-    """Return {file name: text} of the notebook cells that `sources` reads, for other processes."""
+def texts(*start):
+    """Return {code: text} of the functions that `sources` reads, for other processes.
+
+    What is defined in a notebook or a script is sent there without the place of its source.
+    """
     found = [function for functions in _reachable(start).values() for function in functions]
-    names = {function.__code__.co_filename for function in found}
-    typed = [name for name in sorted(names) if not Path(name).is_file()]
-    return {name: "".join(linecache.getlines(name)) for name in typed}
+    return {_code(function): _plain(function) for function in found}
 
 
-def remember_cells(texts):
-    """Make the cells of another process known here, so that `sources` can read them."""
-    for name, text in texts.items():
-        linecache.cache.setdefault(name, (len(text), None, text.splitlines(True), name))
+def remember(texts):
+    """Make the `texts` of another process known here, so that `sources` gives the same."""
+    _remembered.update(texts)
 
 
 def _reachable(start):
@@ -79,7 +83,8 @@ def _named(function):
     codes, names = [function.__code__], set()
     while codes:
         code = codes.pop()
-        names |= {*code.co_names}
+        steps = dis.get_instructions(code)
+        names |= {step.argval for step in steps if step.opname == "LOAD_GLOBAL"}
         codes += [part for part in code.co_consts if isinstance(part, types.CodeType)]
     things = [function.__globals__[name] for name in names & function.__globals__.keys()]
     for cell in function.__closure__ or ():
@@ -90,8 +95,15 @@ def _named(function):
     return things
 
 
+def _code(function):
+    """Return the code of a function as it was written, inside its decorators."""
+    return getattr(inspect.unwrap(function), "__code__", function.__code__)
+
+
 def _plain(function):
     """Return a function's source without comments, docstrings and layout; "" if it has none."""
+    if _code(function) in _remembered:
+        return _remembered[_code(function)]
     try:
         text = textwrap.dedent(inspect.getsource(function))
     except (OSError, TypeError):  # typed at a prompt
@@ -99,7 +111,7 @@ def _plain(function):
     try:
         tree = ast.parse(text)
     except SyntaxError:  # a lambda amid a statement
-        return _without_comments(text)
+        return _without_comments(text).replace("'", '"')
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list) and body and isinstance(body[0], ast.Expr):

@@ -74,6 +74,14 @@ def checkpoint_dir():
     return output_dir() / "checkpoints" if beside else shipped_dir() / "local"
 
 
+def progress(iterable, description, total=None):
+    """Wrap an iterable in a progress bar that vanishes at its end; ``OSR_PROGRESS=0``: no bar."""
+    from tqdm.auto import tqdm
+
+    hidden = os.environ.get("OSR_PROGRESS") == "0"
+    return tqdm(iterable, description, total, leave=False, disable=hidden)
+
+
 @contextmanager
 def atomic_path(path):
     """Yield a temporary path that becomes `path` on success and vanishes on failure."""

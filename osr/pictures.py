@@ -11,8 +11,7 @@ from torch import nn
 from osr.contract import OOD_LABEL, evaluation_mode, ood_score, predict, verdicts
 from osr.figures import COLORS, PAGE_WIDTH
 from osr.images import read_picture, to_model_input
-from osr.paths import atomic_path
-from osr.training import progress
+from osr.paths import atomic_path, progress
 
 
 def load_pictures(folder):

@@ -38,7 +38,7 @@ def select_rows(rows, **wanted):
     rows : dict or list of dict
         As `add_rows` fills it, or as `read_results` returns it.
     **wanted
-        A field and its value, a tuple, list or set of values, or a pattern with ``*``:
+        A field and its value, a collection of values, or a pattern with ``*``:
         ``select_rows(rows, seed=0, ood=("", "kmnist"), method="short/*")``.
 
     Raises
@@ -53,7 +53,7 @@ def select_rows(rows, **wanted):
     def fits(value, choice):
         if isinstance(choice, str) and "*" in choice:
             return fnmatchcase(value, choice)
-        return value in choice if isinstance(choice, tuple | list | set) else value == choice
+        return value == choice if isinstance(choice, str | int | float) else value in choice
 
     rows = rows.values() if isinstance(rows, dict) else rows
     return [row for row in rows if all(fits(row[key], v) for key, v in wanted.items())]

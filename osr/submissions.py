@@ -20,8 +20,7 @@ from safetensors.torch import load_model as load_weights
 from torch import nn
 
 from osr.contract import eval_model
-from osr.paths import atomic_path
-from osr.training import progress
+from osr.paths import atomic_path, progress
 
 PICKLES = (".pt", ".pth", ".pt2", ".pkl")  # opening one can run any code
 

@@ -5,9 +5,8 @@ import os
 from contextlib import ExitStack, redirect_stdout
 from io import StringIO
 
-from osr.functions import cells, remember_cells, sources
-from osr.paths import atomic_path, checksum, digest, results_dir
-from osr.training import progress
+from osr.functions import remember, sources, texts
+from osr.paths import atomic_path, checksum, digest, progress, results_dir
 
 SHOWN = 3  # lines printed by the calls of a sweep
 
@@ -46,8 +45,8 @@ def run_sweep(function, configs, arrays):
     paths = [folder / f"{digest([*shared, config])}.json" for config in configs]
     rows = [_read_sweep_row(path, config) for path, config in zip(paths, configs, strict=True)]
     missing = [i for i, row in enumerate(rows) if row is None]
-    texts, said = cells(function), {}
-    calls = (delayed(_call_for_sweep)(i, function, configs[i], arrays, texts) for i in missing)
+    known, said = texts(function), {}
+    calls = (delayed(_call_for_sweep)(i, function, configs[i], arrays, known) for i in missing)
     with ExitStack() as stack:
         if address := os.environ.get("DASK_SCHEDULER_ADDRESS"):
             from dask.distributed import Client
@@ -67,9 +66,9 @@ def run_sweep(function, configs, arrays):
     return rows
 
 
-def _call_for_sweep(index, function, config, arrays, texts):
+def _call_for_sweep(index, function, config, arrays, known):
     """Return (index, result, problem, what was printed), in a process of its own."""
-    remember_cells(texts)
+    remember(known)
     with redirect_stdout(StringIO()) as said:
         try:
             result, problem = function(config, **arrays), ""

@@ -1,12 +1,12 @@
-"""Seeds, device, progress bar, and one training loop."""
+"""Seeds, device, and one training loop."""
 
 import math
-import os
 import random
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
+
+from osr.paths import progress
 
 
 def seed_everything(seed):
@@ -24,12 +24,6 @@ def pick_device():
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
-def progress(iterable, description, total=None):
-    """Wrap an iterable in a progress bar that vanishes at its end; ``OSR_PROGRESS=0``: no bar."""
-    hidden = os.environ.get("OSR_PROGRESS") == "0"
-    return tqdm(iterable, description, total, leave=False, disable=hidden)
 
 
 def train(

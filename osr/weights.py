@@ -117,11 +117,11 @@ def _find_shipped(name, config, sums, file, note):
 def _load(model, path, code, remark):
     """Load weights and print one line: the file, and what differs."""
     meta = checkpoint_metadata(path)
-    stored = meta.get("source", {})
+    stored = meta.get("source", {})  # older files have none
     changed = sorted(key for key in {**stored, **code} if stored.get(key) != code.get(key))
     if changed and os.environ.get("OSR_ACCEPT_SOURCE") == "1":
         _write(path, load_file(path), meta | {"source": code})
-    elif changed:
+    elif changed and stored:
         remark += (", and " if remark else "") + (
             f"{', '.join(changed)} changed since it was trained: to train anew, give config a "
             "key more, or set OSR_RETRAIN=1"

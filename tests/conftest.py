@@ -1,20 +1,83 @@
-"""Shared set-up of the tests: imports from the repository root, outputs in temporary folders."""
+"""Shared set-up of the tests: outputs in temporary folders, no progress bars, no windows."""
 
 import os
-import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from osr import paths
+
+ROOT = Path(__file__).resolve().parents[1]
+if paths.ROOT != ROOT:  # an environment that was made for another clone
+    raise pytest.UsageError(f"osr is imported from {paths.ROOT}: `pip install -e {ROOT}` first")
 os.environ["OSR_PROGRESS"] = "0"
 os.environ.setdefault("MPLBACKEND", "Agg")
+torch.set_num_threads(1)  # in small networks threads only wait for each other
 
 
 @pytest.fixture
 def sandbox(monkeypatch, tmp_path):
     """Run in the full profile, without a retrain, with every output below a temporary folder."""
-    for name in ("OSR_PROFILE", "OSR_RETRAIN", "SEEDS"):
+    for name in ("OSR_PROFILE", "OSR_RETRAIN", "OSR_ACCEPT_SOURCE", "SEEDS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("OSR_OUTPUT", str(tmp_path / "out"))
     return tmp_path
+
+
+@pytest.fixture
+def repository(monkeypatch, sandbox):
+    """Stand an empty repository in for this one, which ships a single model."""
+    from osr import models, paths, results, weights
+
+    root = sandbox / "repository"
+    root.mkdir()
+    for room in (paths, results):
+        monkeypatch.setattr(room, "ROOT", root)
+    shipped = {"multitask_autoencoder": models.MultitaskAutoencoder}
+    monkeypatch.setattr(weights, "SHIPPED", shipped)
+    monkeypatch.delenv("OSR_OUTPUT")
+    return root
+
+
+@pytest.fixture
+def data(monkeypatch, tmp_path):
+    """Return an empty data folder."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    monkeypatch.setenv("OSR_DATA", str(folder))
+    return folder
+
+
+@pytest.fixture
+def network(monkeypatch):
+    """Return a function that replaces a torchvision data set by a fake, with a network."""
+    import torchvision
+
+    from osr import sources
+
+    monkeypatch.setattr(sources, "online", lambda name: True)
+    return lambda name, fake: monkeypatch.setattr(torchvision.datasets, name, fake)
+
+
+@pytest.fixture
+def demo(monkeypatch, data):
+    """Run in the demo profile; a look at the network is an error."""
+    from osr import sources
+
+    monkeypatch.setenv("OSR_PROFILE", "demo")
+    monkeypatch.setattr(sources, "online", None)
+    return data
+
+
+@pytest.fixture
+def registry():
+    """Forget afterwards what a test has registered."""
+    from osr import datasets
+    from osr.records import SETS
+
+    before = dict(SETS)
+    yield SETS
+    SETS.clear()
+    SETS.update(before)
+    datasets._registered.clear()

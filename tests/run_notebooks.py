@@ -23,6 +23,8 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from tqdm import tqdm
 
+import osr_utils
+
 ROOT = Path(__file__).resolve().parents[1]
 MARKER = "# NBVAL_CHECK_OUTPUT"
 TOLERANCE = 2e-4  # of a recomputed value, on the same data
@@ -81,21 +83,26 @@ def definitions(path):
     return names
 
 
-# 03b and 04 read what 03 leaves behind, 07 what 05 and 06 do: two chains, about equally long.
-SECOND_CHAIN = ("05_pixmix_outlier_exposure", "06_network_inversion", "07_one_vs_rest")
+# What a notebook reads of others (in a demo, their models), in the order in which they are taken.
+NEEDS = {
+    "05": (), "03": (), "03b": ("03",), "02": (), "06": ("03b",), "07": ("02", "05", "06"),
+    "04": ("03", "03b"),
+}  # fmt: skip
 
 
-def in_chains(function):
-    """Call a function with every notebook, two chains side by side; return {stem: its answer}."""
-    second = [path for path in notebooks() if path.stem in SECOND_CHAIN]
-    first = [path for path in notebooks() if path.stem not in SECOND_CHAIN]
+def side_by_side(function):
+    """Call a function with every notebook, two at a time; return {stem: its answer}."""
+    paths, jobs = {path.stem.split("_")[0]: path for path in notebooks()}, {}
 
-    def follow(chain):
-        return {path.stem: function(path) for path in chain}
+    def work(number):
+        for other in NEEDS.get(number, ()):
+            jobs[other].result()
+        return function(paths[number])
 
     with ThreadPoolExecutor(2) as pool:
-        one, two = pool.map(follow, (first, second))
-    return one | two
+        for number in (*NEEDS, *(paths.keys() - NEEDS.keys())):
+            jobs[number] = pool.submit(work, number)
+    return {paths[number].stem: job.result() for number, job in jobs.items()}
 
 
 def execute_all(output, environment, paths=None):
@@ -196,6 +203,8 @@ def install(output):
 
 
 def main(command="", *numbers):
+    if osr_utils.ROOT != ROOT:  # an environment that was made for another clone
+        sys.exit(f"this Python imports osr_utils from {osr_utils.ROOT}: `pip install -e {ROOT}`")
     start = time.perf_counter()
     status, paths = 0, notebooks(numbers)
     if command == "demo":

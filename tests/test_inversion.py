@@ -44,14 +44,6 @@ def test_matrices_mark_one_row_and_one_column():
         assert torch.equal(found[k, 0], expected)
 
 
-def test_kl_is_scipys_and_zero_only_if_the_distributions_agree():
-    soft, logits = nb["soft_vectors"](40, seeded()), torch.randn(40, 11, generator=seeded(1))
-    expected = rel_entr(soft.numpy(), softmax(logits.numpy(), 1)).sum(1).mean()
-    assert math.isclose(nb["kl"](soft, logits), expected, rel_tol=1e-5)
-    assert abs(nb["kl"](soft, soft.log() - 7)) < 1e-6
-    assert nb["kl"](soft, soft.flip(0).log()) > 0.1
-
-
 def test_cos_and_ortho_against_a_double_loop():
     features = torch.randn(9, 5, generator=seeded())
     unit = [row / row.norm() for row in features]
@@ -67,11 +59,11 @@ def test_cos_and_ortho_against_a_double_loop():
 def test_the_inversion_loss_weighs_its_four_parts():
     model, pictures = osr_utils.GarbageClassifier().eval(), torch.rand(6, 1, 28, 28)
     soft = nb["soft_vectors"](6, seeded())
-    features = model.features(pictures)
-    logits = model.head(features)
-    target = soft.argmax(1)
-    parts = [nb["kl"](soft, logits), -logits.log_softmax(1)[range(6), target].mean(),
-             nb["cos"](features), nb["ortho"](features)]  # fmt: skip
+    features = model.penultimate(pictures)
+    logits = model.head(features).detach()
+    divergence = rel_entr(soft.numpy(), softmax(logits.numpy(), 1)).sum(1).mean()
+    entropy = -logits.log_softmax(1)[range(6), soft.argmax(1)].mean()
+    parts = [torch.tensor(divergence), entropy, nb["cos"](features), nb["ortho"](features)]
     for k in range(4):
         weights = [0.0] * 4
         weights[k] = 2.0
@@ -86,7 +78,6 @@ def small(monkeypatch):
         monkeypatch.setitem(nb, name, value)
     x, y = torch.rand(60, 1, 28, 28, generator=seeded()), torch.arange(60) % 10
     names = {
-        "synthetic": osr_utils.data_module("synthetic"),
         "validation_x": x,
         "validation_y": y,
         "development": {"a": x[:9], "b": x[9:20]},
@@ -101,36 +92,40 @@ def small(monkeypatch):
 
 def run(x, y, config):
     osr_utils.seed_everything(config["seed"])
-    model = osr_utils.GarbageClassifier(config["epochs"])
-    nb["loop"](model, x, y, config, lambda epoch: None)
+    model = osr_utils.GarbageClassifier()
+    nb["inversion_loop"](model, x, y, config, lambda epoch: None)
     return model
 
 
 def test_the_loop_grows_its_garbage_and_repeats_itself(small):
     x, y, config = small
     model, again = run(x, y, config), run(x, y, config)
-    assert model.history[:, 0].tolist() == [20, 120, 220]
-    assert model.history[:, 1:7].isfinite().all()
-    assert torch.equal(model.history[:, :7], again.history[:, :7])
-    assert torch.equal(model.gallery, again.gallery) and model.gallery.any()
+    history = model.log["history"]
+    assert history.shape == (3, len(nb["EPOCH_COLUMNS"]))
+    assert history[:, 0].tolist() == [20, 120, 220] and history[:, 1:7].isfinite().all()
+    assert torch.equal(history[:, :7], again.log["history"][:, :7])
+    assert model.log["gallery"].shape == (3, 10, 28, 28) and model.log["gallery"].any()
+    for key in ("gallery", "gallery_uncertainty"):
+        assert torch.equal(model.log[key], again.log[key])
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
 def test_garbage_is_bounded_and_the_oldest_go(small, monkeypatch, capsys):
     monkeypatch.setitem(nb, "LIMIT", 150)
     model = run(*small)
-    assert model.history[:, 0].tolist() == [20, 120, 150]
+    assert model.log["history"][:, 0].tolist() == [20, 120, 150]
     assert "oldest pictures of garbage dropped" in capsys.readouterr().out
 
 
 def test_the_gate_lets_nothing_through_that_is_too_sure(small):
     x, y, config = small
-    assert run(x, y, config | {"gate": 1.1}).history[:, 0].tolist() == [20, 20, 20]
+    model = run(x, y, config | {"gate": 1.1})
+    assert model.log["history"][:, 0].tolist() == [20, 20, 20]
 
 
 def test_the_generator_leaves_the_classifier_alone(small):
     *_, config = small
-    model, draws = osr_utils.GarbageClassifier(1), seeded()
+    model, draws = osr_utils.GarbageClassifier(), seeded()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     generator = nb["Generator"]()
     optimizer = torch.optim.Adam(generator.parameters())
@@ -138,7 +133,7 @@ def test_the_generator_leaves_the_classifier_alone(small):
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
-def test_a_longer_training_passes_through_the_shorter_ones(small, sandbox, monkeypatch):
+def test_a_longer_training_passes_through_the_shorter_ones(small, sandbox, monkeypatch, capsys):
     """So the experiments that differ in their epochs alone are trained once."""
     monkeypatch.setenv("OSR_RETRAIN", "1")
     *_, config = small
@@ -147,16 +142,21 @@ def test_a_longer_training_passes_through_the_shorter_ones(small, sandbox, monke
     monkeypatch.setitem(nb, "mnist", osr_utils.ImageSet(images, labels, "mnist", ""))
     (job,) = nb["trainings"]([config | {"epochs": n} for n in (1, 3, 2)])
     assert job == config | {"cuts": [1, 2]}
-    nb["fit"]("tiny", config, images, labels, cuts=[2])
-    cut = nb["fit"]("tiny", config | {"epochs": 2}, images, labels)
+    fit = nb["fit_garbage_classifier"]
+    fit("tiny", config, images, labels, cuts=[2])
+    capsys.readouterr()
+    cut = fit("tiny", config | {"epochs": 2}, images, labels)
+    said = capsys.readouterr().out
+    assert said.startswith("loaded tiny-") and "changed" not in said, said
     for path in osr_utils.checkpoint_dir().iterdir():
         path.unlink()
-    alone = nb["fit"]("tiny", config | {"epochs": 2}, images, labels)
+    alone = fit("tiny", config | {"epochs": 2}, images, labels)
     for key, value in alone.state_dict().items():
-        if key == "history":
-            assert torch.equal(value[:, :7], cut.history[:, :7]), "all but the seconds"
-        else:
-            assert torch.equal(value, cut.state_dict()[key]), key
+        assert torch.equal(value, cut.state_dict()[key]), key
+    assert alone.log.keys() == cut.log.keys() == {"history", "gallery", "gallery_uncertainty"}
+    for key, value in alone.log.items():
+        columns = slice(7) if key == "history" else slice(None)  # all but the seconds
+        assert len(value) == 2 and torch.equal(value[:, columns], cut.log[key][:, columns]), key
 
 
 def test_trainings_with_a_falling_rate_are_not_merged():
@@ -169,12 +169,12 @@ def test_trainings_with_a_falling_rate_are_not_merged():
 def test_calibration_keeps_the_share_of_validation_digits(small):
     x, *_ = small
     model = osr_utils.GarbageClassifier().eval()
-    nb["calibrate"](model, 0.8)
+    nb["calibrate_garbage"](model, 0.8)
     assert (osr_utils.ood_score(model(x)) > 0).sum() == 12, "a fifth of sixty"
 
 
 def test_photographed_digits_stand_on_ground_that_is_never_black():
-    synthetic = osr_utils.data_module("synthetic")
+    synthetic = osr_utils.synthetic
     x = torch.zeros(300, 1, 28, 28)
     x[:, :, 6:22, 12:16] = 1  # a bar
     found = synthetic.photographed(x, seeded())

@@ -1,4 +1,4 @@
-"""ood_metrics against scikit-learn, pytorch-ood and plain loops; alpha by hand; predict."""
+"""ood_metrics against scikit-learn, pytorch-ood and plain loops."""
 
 import math
 
@@ -9,12 +9,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pytorch_ood.metrics import OODMetrics
 from sklearn.metrics import average_precision_score, roc_auc_score
-from torch import nn
 
-import osr_utils
-from osr_utils import calibrate_alpha_percentile, ood_metrics
-
-# --- ood_metrics ----------------------------------------------------------------------------------
+from osr.metrics import ood_metrics
 
 
 def arrays(elements, sizes):
@@ -24,10 +20,14 @@ def arrays(elements, sizes):
 
 
 SIZES = [(1, 1), (1, 30), (20, 20), (100, 100)]  # 95 % of 20 and of 100 are whole numbers
+
+
 SIDES = st.one_of(
     st.tuples(*[arrays(st.integers(0, 4), SIZES)] * 2),  # heavy ties
     st.tuples(*[arrays(st.floats(-1e9, 1e9), SIZES[:2])] * 2),
 )
+
+
 properties = settings(max_examples=100, deadline=None, derandomize=True, database=None)
 
 
@@ -169,107 +169,3 @@ def test_metrics_refuse_what_cannot_be_ranked(side, bad, message):
     scores = {"id_scores": np.array([1.0]), "ood_scores": np.array([1.0])} | {side: np.array(bad)}
     with pytest.raises(ValueError, match=f"{side} {message}"):
         ood_metrics(**scores)
-
-
-# --- alpha ----------------------------------------------------------------------------------------
-
-
-class Fixed(nn.Module):
-    """Read the largest logit and the error of an image from the image itself."""
-
-    def __init__(self):
-        super().__init__()
-        self.dropout = nn.Dropout()
-        self.modes = []
-
-    def logits_and_error(self, x):
-        self.modes += [self.training, self.dropout.training]
-        logits = (x[:, :1] - 1).repeat(1, 10)
-        logits[:, 6] = x[:, 0]
-        return logits, x[:, 1]
-
-
-def loader_of(largest, error, batch_size=3):
-    pairs = torch.stack([torch.tensor(largest), torch.tensor(error)], 1)
-    return [(part, torch.zeros(len(part))) for part in pairs.split(batch_size)]
-
-
-FIVE = loader_of([5.0, 1.0, 3.0, 2.0, 4.0], [0.5] * 5)  # r = 2, 4, 6, 8, 10
-
-
-@pytest.mark.parametrize(
-    "percentile, alpha",
-    [(1, 2), (0, 10), (0.75, 4), (0.5, 6), (0.6, 5.2), (0.9, 2.8)],
-)  # 0.6 keeps r above the 0.4 quantile: place 1.6 of 0..4, so 4 + 0.6 * 2
-def test_alpha_by_hand(percentile, alpha):
-    found = calibrate_alpha_percentile(Fixed(), FIVE, "cpu", percentile)
-    assert type(found) is float and found == pytest.approx(alpha, rel=1e-12)
-
-
-def test_alpha_of_one_image_is_its_ratio():
-    assert calibrate_alpha_percentile(Fixed(), loader_of([3.0], [0.25]), "cpu", 0.3) == 12
-
-
-@pytest.mark.parametrize("error", [0.0, 1e-20])
-def test_a_perfect_reconstruction_counts_as_1e_12(error):
-    found = calibrate_alpha_percentile(Fixed(), loader_of([2.0], [error]), "cpu", 0.5)
-    assert found == pytest.approx(2e12, rel=1e-6)
-
-
-@pytest.mark.parametrize("percentile", [0, 0.01, 0.3, 0.5, 0.75, 0.959, 0.99, 1])
-@pytest.mark.parametrize("n", [2, 10, 97])
-def test_the_share_kept_is_the_percentile(percentile, n):
-    generator = torch.Generator().manual_seed(n)
-    largest, error = torch.rand(2, n, generator=generator) + 0.1
-    loader = loader_of(largest.tolist(), error.tolist(), batch_size=8)
-    alpha = calibrate_alpha_percentile(Fixed(), loader, "cpu", percentile)
-    kept = (alpha <= (largest / error).double()).double().mean()  # unknown iff alpha > r
-    assert abs(kept - percentile) <= 1 / n + 1e-9
-
-
-@pytest.mark.parametrize("percentile", [-0.01, 1.01, 75, math.nan])
-def test_a_percentile_out_of_range_is_refused(percentile):
-    with pytest.raises(ValueError, match=f"percentile is {percentile}: .*0..1"):
-        calibrate_alpha_percentile(Fixed(), FIVE, "cpu", percentile)
-
-
-def test_calibration_without_images_is_refused():
-    with pytest.raises(ValueError, match="calibration loader is empty"):
-        calibrate_alpha_percentile(Fixed(), [], "cpu", 0.5)
-
-
-@pytest.mark.parametrize("value", [-1.0, 0.0, math.nan, math.inf])
-@pytest.mark.filterwarnings("ignore:invalid value")  # NumPy interpolates between infinities
-def test_an_alpha_that_is_no_positive_number_is_refused(value):
-    loader = loader_of([value] * 4 + [1.0], [0.5] * 5)
-    with pytest.raises(ValueError, match="alpha is .* at percentile 0.75"):
-        calibrate_alpha_percentile(Fixed(), loader, "cpu", 0.75)
-
-
-@pytest.mark.parametrize("training", [True, False])
-def test_calibration_runs_in_eval_mode_and_restores_the_modes(training):
-    model = Fixed().train(training)
-    model.dropout.train(not training)
-    calibrate_alpha_percentile(model, FIVE, "cpu", 0.5)
-    assert not any(model.modes)
-    assert (model.training, model.dropout.training) == (training, not training)
-
-
-def test_calibration_restores_the_modes_after_an_error():
-    model = Fixed().train()
-    with pytest.raises(IndexError):
-        calibrate_alpha_percentile(model, [(torch.zeros(3),)], "cpu", 0.5)
-    assert model.training and model.dropout.training
-
-
-# --- predict --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("batch_size", [1, 3, 7, 100])
-def test_predict_joins_the_batches(batch_size):
-    x = torch.arange(7.0)[:, None]
-    weight = torch.ones(1, requires_grad=True)
-    found = osr_utils.predict(lambda x: x * weight * 2, x, batch_size)
-    assert found.flatten().tolist() == [0, 2, 4, 6, 8, 10, 12] and not found.requires_grad
-    double, total = osr_utils.predict(lambda x: (x * 2, x.sum(1)), x, batch_size)
-    assert double.shape == (7, 1) and total.tolist() == [0, 1, 2, 3, 4, 5, 6]

@@ -35,7 +35,7 @@ def demo_runs(tmp_path_factory):
         except CellExecutionError as error:
             return str(error)
 
-    return output, run_notebooks.in_chains(run)
+    return output, run_notebooks.side_by_side(run)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
@@ -62,7 +62,7 @@ def checked_runs(tmp_path_factory):
             cwd=ROOT, env=environment, capture_output=True, text=True,
         )  # fmt: skip
 
-    return output, run_notebooks.in_chains(run)
+    return output, run_notebooks.side_by_side(run)
 
 
 @needs_data

@@ -1,6 +1,8 @@
 """Notebook 07 and the scores of the leaderboard, against independent oracles."""
 
 import csv
+import pickle
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -77,11 +79,11 @@ def test_knn_is_the_distance_to_the_fiftieth_neighbour_on_the_sphere(features):
 def test_every_score_of_every_set_comes_back(features):
     found, labels, *_ = features
     head = torch.nn.Linear(4, 11)
+    model = SimpleNamespace(features=lambda part: part, last_layer=head)
     x = torch.tensor(found)
     inputs = {"a": x[:7], "b": x[7:20]}
     outputs = {name: head(part[:, 2:]).detach() for name, part in inputs.items()}
-    known = x, torch.tensor(labels)
-    scores = osr_utils.all_scores(outputs, lambda part: part, head, known, inputs)
+    scores = osr_utils.all_scores(model, outputs, (x, torch.tensor(labels)), inputs)
     assert {name: {len(v) for v in found.values()} for name, found in scores.items()} == {
         "a": {7}, "b": {13},
     }  # fmt: skip
@@ -98,6 +100,16 @@ def test_the_sums_measure_in_standard_deviations_of_validation_images():
             found[other] = 10 * found["garbage_margin"]
     nb["add_sums"](scores)
     assert scores["x"]["garbage_margin+knn"].item() == pytest.approx(2 * (6 - 2) / 2)
+
+
+def test_a_model_with_a_log_goes_to_another_process_and_back():
+    """The leaderboard's models are judged one a process."""
+    model = osr_utils.GarbageClassifier().eval()
+    model.log = {"history": torch.ones(2, 3)}
+    x = torch.rand(3, 1, 28, 28, generator=seeded())
+    again = pickle.loads(pickle.dumps(model))
+    assert torch.equal(again.log["history"], model.log["history"])
+    assert torch.equal(again.features(x), model.features(x)) and torch.equal(again(x), model(x))
 
 
 # --- OSCR -----------------------------------------------------------------------------------------

@@ -132,7 +132,7 @@ def test_salt_and_pepper_hits_as_many_pixels_as_it_says():
 
 
 def test_fractals_are_seeded_pictures_of_their_own():
-    once, again = nb["fractals"](300, seeded()), nb["fractals"](300, seeded())
+    once, again = nb["fractal_figures"](300, seeded()), nb["fractal_figures"](300, seeded())
     assert once.shape == (300, 1, 28, 28) and torch.equal(once, again)
     assert 0 <= once.min() and once.max() <= 1
     assert len(once.flatten(1).unique(dim=0)) == 300
@@ -144,7 +144,7 @@ def test_the_chaos_game_finds_a_known_attractor():
     """Two maps that shrink to a third give Cantor's set: its middle third stays empty."""
     maps = (torch.eye(2) / 3).expand(1, 2, 2, 2)
     shift = torch.tensor([[[0.0, 0.0], [2.0, 0.0]]])
-    picture = nb["chaos_game"](maps, shift, torch.ones(1, 2), seeded())[0, 0]
+    picture = nb["draw_attractors"](maps, shift, torch.ones(1, 2), seeded())[0, 0]
     assert (picture > 0).any(1).sum() == 1, "a line"
     lit = (picture > 0).any(0)
     assert lit[:9].any() and lit[-9:].any() and not lit[10:18].any()

@@ -11,11 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dask.distributed import LocalCluster
 
-import osr_utils
-
-ROOT = Path(osr_utils.__file__).parent
+from helpers import run_cell
+from osr import functions, sweep
 
 
 @pytest.fixture(autouse=True)
@@ -34,11 +32,11 @@ def area(config, images):
     return {"area": config["side"] ** 2, "sum": float(images.sum()), "process": os.getpid()}
 
 
-def sweep(tmp_path, sides, images):
+def run(tmp_path, sides, images):
     calls = tmp_path / "calls"
     calls.mkdir(exist_ok=True)
     configs = [{"side": side, "folder": str(calls)} for side in sides]
-    rows = osr_utils.run_sweep(area, configs, {"images": images})
+    rows = sweep.run_sweep(area, configs, {"images": images})
     return rows, sorted(int(path.name.rpartition("-")[0]) for path in calls.iterdir())
 
 
@@ -46,7 +44,7 @@ IMAGES = np.arange(6.0)
 
 
 def test_rows_come_in_order_and_from_other_processes(tmp_path):
-    rows, calls = sweep(tmp_path, (3, 1, 2), IMAGES)
+    rows, calls = run(tmp_path, (3, 1, 2), IMAGES)
     assert [row["result"]["area"] for row in rows] == [9, 1, 4]
     assert [row["config"]["side"] for row in rows] == [3, 1, 2]
     assert all(row["result"]["sum"] == 15 and row["problem"] == "" for row in rows)
@@ -56,31 +54,31 @@ def test_rows_come_in_order_and_from_other_processes(tmp_path):
 
 
 def test_what_is_stored_is_not_computed_again(tmp_path):
-    first, _ = sweep(tmp_path, (1, 2), IMAGES)
-    second, calls = sweep(tmp_path, (2, 3, 1), IMAGES)
+    first, _ = run(tmp_path, (1, 2), IMAGES)
+    second, calls = run(tmp_path, (2, 3, 1), IMAGES)
     assert second[0] == first[1] and second[2] == first[0]
     assert calls == [1, 2, 3]
 
 
 def test_other_data_are_another_sweep(tmp_path):
-    sweep(tmp_path, (1,), IMAGES)
-    rows, calls = sweep(tmp_path, (1,), IMAGES + 1)
+    run(tmp_path, (1,), IMAGES)
+    rows, calls = run(tmp_path, (1,), IMAGES + 1)
     assert rows[0]["result"]["sum"] == 21 and calls == [1, 1]
 
 
 def test_a_failure_is_named_and_the_others_go_on(tmp_path, capsys):
-    rows, _ = sweep(tmp_path, (1, -2, 3), IMAGES)
+    rows, _ = run(tmp_path, (1, -2, 3), IMAGES)
     assert [row["result"] and row["result"]["area"] for row in rows] == [1, None, 9]
     assert rows[1]["problem"] == "ValueError: a side is negative"
     printed = capsys.readouterr().out
     assert "'side': -2" in printed and "a side is negative" in printed
-    _, calls = sweep(tmp_path, (1, -2, 3), IMAGES)
+    _, calls = run(tmp_path, (1, -2, 3), IMAGES)
     assert calls == [-2, -2, 1, 3]  # a failure is tried again, the others are not
 
 
 @pytest.mark.parametrize("damage", ["cut", "changed", "empty", "list", "another"])
 def test_a_damaged_row_is_found_and_computed_again(tmp_path, capsys, damage):
-    sound, _ = sweep(tmp_path, (1, 2), IMAGES)
+    sound, _ = run(tmp_path, (1, 2), IMAGES)
     path = next(p for p in tmp_path.rglob("*.json") if '"side": 2' in p.read_text())
     other = next(p for p in tmp_path.rglob("*.json") if '"side": 1' in p.read_text())
     text = path.read_text()
@@ -93,7 +91,7 @@ def test_a_damaged_row_is_found_and_computed_again(tmp_path, capsys, damage):
             "another": other.read_text(),
         }[damage]
     )
-    rows, calls = sweep(tmp_path, (1, 2), IMAGES)
+    rows, calls = run(tmp_path, (1, 2), IMAGES)
     assert rows[0] == sound[0] and rows[1]["result"]["area"] == 4
     assert calls == [1, 2, 2]
     printed = capsys.readouterr().out
@@ -101,15 +99,66 @@ def test_a_damaged_row_is_found_and_computed_again(tmp_path, capsys, damage):
     assert json.loads(path.read_text())["result"]["area"] == 4
 
 
+CELL = """
+    def half(x):
+        return x / 2
+
+    def describe(config, images):
+        print("a line that every call prints")
+        print(f"n = {config['n']}")
+        return half(config["n"]) + float(images[0])
+"""
+
+
+def sweep_cell(text, ns, capsys, **names):
+    """Run a sweep of a function of a notebook's cell; return its results and what was printed."""
+    describe = run_cell(text, **names)["describe"]
+    rows = sweep.run_sweep(describe, [{"n": n} for n in ns], {"images": IMAGES})
+    assert not any(row["problem"] for row in rows)
+    return [row["result"] for row in rows], capsys.readouterr().out
+
+
+def test_a_function_of_a_notebook_runs_and_a_change_of_what_it_calls_computes_anew(capsys):
+    first = sweep_cell(CELL, (2, 4), capsys)
+    assert first == ([1, 2], "a line that every call prints\nn = 2\nn = 4\n")
+    assert sweep_cell(CELL, (2, 4), capsys) == ([1, 2], "")  # stored
+    commented = CELL.replace("    return x / 2", "    # a half\n            return x / 2")
+    assert sweep_cell(commented, (2, 4), capsys) == ([1, 2], "")
+    changed = CELL.replace("x / 2", "x / 4")
+    assert sweep_cell(changed, (2, 4), capsys) == ([0.5, 1], first[1])
+    assert sweep_cell(changed, (2, 4), capsys) == ([0.5, 1], "")
+    assert sweep_cell(CELL, (4, 2), capsys) == ([2, 1], "")  # these are still there
+
+
+def test_what_the_calls_print_is_passed_on_once_and_in_short(capsys):
+    found, printed = sweep_cell(CELL, range(8), capsys)
+    assert found == [n / 2 for n in range(8)]
+    assert printed.splitlines() == [
+        "a line that every call prints", "n = 0", "n = 1", "... and 6 more such lines",
+    ]  # fmt: skip
+
+
+def test_a_call_reads_the_same_sources_as_the_notebook(capsys):
+    """So fit_or_load, called there, does not find that the code has changed."""
+    text = """
+        def part(x):
+            return x
+
+        def describe(config, images):
+            return sources(part)
+    """
+    found, _ = sweep_cell(text, (1,), capsys, sources=functions.sources)
+    assert found == [functions.sources(run_cell(text, sources=None)["part"])]
+
+
 def test_a_killed_sweep_goes_on_where_it_stopped(tmp_path):
     script = tmp_path / "sweep.py"
     script.write_text(
         textwrap.dedent(f"""
-        import sys, time
+        import time
         from pathlib import Path
         import numpy as np
-        sys.path.insert(0, {str(ROOT)!r})
-        import osr_utils
+        from osr import sweep
 
         def slow(config, images):
             if config["n"] >= 4 and not Path({str(tmp_path / "go")!r}).exists():
@@ -120,7 +169,7 @@ def test_a_killed_sweep_goes_on_where_it_stopped(tmp_path):
 
         if __name__ == "__main__":
             configs = [{{"n": n}} for n in range(8)]
-            rows = osr_utils.run_sweep(slow, configs, {{"images": np.ones(3)}})
+            rows = sweep.run_sweep(slow, configs, {{"images": np.ones(3)}})
             print([row["result"] for row in rows])
     """)
     )
@@ -141,9 +190,11 @@ def test_a_killed_sweep_goes_on_where_it_stopped(tmp_path):
 
 
 def test_the_same_call_runs_on_a_dask_cluster(tmp_path, monkeypatch):
+    from dask.distributed import LocalCluster  # takes a second, in every worker too
+
     with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster:
         monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", cluster.scheduler_address)
-        rows, calls = sweep(tmp_path, (1, -2, 3), IMAGES)
+        rows, calls = run(tmp_path, (1, -2, 3), IMAGES)
         workers = {worker.pid for worker in cluster.workers.values()}
     assert [row["result"] and row["result"]["area"] for row in rows] == [1, None, 9]
     assert "negative" in rows[1]["problem"] and calls == [-2, 1, 3]

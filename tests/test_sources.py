@@ -1,0 +1,219 @@
+"""What the official downloads bring, and what the dependencies bring."""
+
+import inspect
+import threading
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+from sklearn.datasets import load_digits
+from torchvision.transforms.v2 import functional as tvf
+
+from helpers import FakeDownload, random_images
+from osr import datasets, sources
+from osr.datasets import load_images
+
+pytestmark = pytest.mark.usefixtures("sandbox")
+
+
+# --- official downloads ---------------------------------------------------------------------------
+
+
+class FakeCIFAR10(FakeDownload):
+    data = random_images(2, 32, 32, 3)
+    targets = (9, 0)
+
+
+class FakeSVHN(FakeDownload):
+    data = random_images(2, 3, 32, 32)  # channels first
+    labels = np.array([5, 6])
+
+
+def test_cifar_keeps_its_channels_and_svhn_gets_them_last(data, network):
+    network("CIFAR10", FakeCIFAR10)
+    network("SVHN", FakeSVHN)
+    cifar, svhn = load_images("cifar10", "test"), load_images("svhn", "train")
+    np.testing.assert_array_equal(cifar.images, FakeCIFAR10.data)
+    assert svhn.images.shape == (2, 32, 32, 3) and svhn.labels.tolist() == [5, 6]
+    for channel in range(3):
+        np.testing.assert_array_equal(svhn.images[..., channel], FakeSVHN.data[:, channel])
+
+
+def fake_archive(monkeypatch, fill):
+    monkeypatch.setattr(sources, "online", lambda name: True)
+
+    def download(address, folder, md5):
+        assert address.startswith("http") and len(md5) == 32
+        fill(Path(folder))
+
+    monkeypatch.setattr(torchvision.datasets.utils, "download_and_extract_archive", download)
+
+
+def test_the_mnist_c_archive_brings_every_corruption_at_once(data, monkeypatch):
+    def fill(folder):
+        for number, name in enumerate(("fog", "zigzag")):
+            part = folder / "mnist_c" / name
+            part.mkdir(parents=True)
+            np.save(part / "test_images.npy", np.full((2, 28, 28, 1), number, np.uint8))
+            np.save(part / "test_labels.npy", np.array([7, number], np.int32))
+
+    fake_archive(monkeypatch, fill)
+    fog = load_images("mnist_c/fog", "test")
+    assert fog.images.shape == (2, 28, 28) and fog.labels.tolist() == [7, 0]
+    assert datasets.is_available("mnist_c/zigzag", "test")
+    assert (load_images("mnist_c/zigzag", "test").images == 1).all()
+    files = sorted(p.name for p in data.rglob("*") if p.is_file())
+    assert files == ["fog-test.npz", "zigzag-test.npz"]
+
+
+def test_the_tinyimagenet_archive_is_decoded_and_resized(data, monkeypatch):
+    def fill(folder):
+        root = folder / "tiny-imagenet-200"
+        for word, grey in (("n02", 200), ("n01", 50)):
+            (root / f"train/{word}/images").mkdir(parents=True)
+            Image.new("L", (64, 64), grey).save(root / f"train/{word}/images/{word}_0.JPEG")
+        (root / "val/images").mkdir(parents=True)
+        Image.new("RGB", (64, 64), (255, 0, 0)).save(root / "val/images/val_0.JPEG")
+        (root / "val/val_annotations.txt").write_text("val_0.JPEG\tn01\t0\t0\t62\t62\n")
+        (root / "wnids.txt").write_text("n02\nn01\n")
+
+    fake_archive(monkeypatch, fill)
+    train, test = load_images("tinyimagenet", "train"), load_images("tinyimagenet", "test")
+    assert train.images.shape == (2, 32, 32, 3) and train.labels.tolist() == [0, 1]
+    assert abs(train.images.astype(int) - [[[[200]]], [[[50]]]]).max() <= 2
+    assert test.labels.tolist() == [1] and test.images[0, 5, 5, 0] > 240
+
+
+# --- is there a network? --------------------------------------------------------------------------
+
+
+def test_online_is_true_where_a_server_answers_or_refuses(monkeypatch):
+    def refuse(request, timeout):
+        raise urllib.error.HTTPError("https://zenodo.org", 403, "no", None, None)
+
+    for answer in (lambda request, timeout: None, refuse):
+        monkeypatch.setattr(urllib.request, "urlopen", answer)
+        assert sources.online("https://zenodo.org", seconds=10)
+
+
+def test_online_is_false_at_once_where_the_request_fails(monkeypatch):
+    def fail(request, timeout):
+        raise OSError("Network is unreachable")
+
+    monkeypatch.setattr(urllib.request, "urlopen", fail)
+    start = time.monotonic()
+    assert not sources.online("https://zenodo.org", seconds=30)
+    assert time.monotonic() - start < 5
+
+
+def test_online_gives_up_on_a_request_that_hangs(monkeypatch):
+    release = threading.Event()
+    monkeypatch.setattr(urllib.request, "urlopen", lambda request, timeout: release.wait(30))
+    start = time.monotonic()
+    assert not sources.online("https://zenodo.org", seconds=0.2)
+    assert time.monotonic() - start < 5
+    release.set()
+    assert inspect.signature(sources.online).parameters["seconds"].default < 8
+
+
+# --- the demo -------------------------------------------------------------------------------------
+
+
+PHOTOGRAPHS = ("cifar10", "svhn", "tinyimagenet")  # the demo's colour images
+
+
+DEMO_NAMES = (
+    "mnist", "fashionmnist", "kmnist", "mnist_c/brightness", "mnist_c/impulse_noise",
+    "mnist_c/translate", *PHOTOGRAPHS,
+)  # fmt: skip
+
+
+def assert_made_on_the_spot(name, split, shape, folder):
+    """Check a generated set; return the name that it carries."""
+    assert datasets.is_available(name, split)
+    images, labels, found, note = load_images(name, split)
+    assert images.dtype == np.uint8 and images.shape == (len(labels), *shape)
+    assert labels.dtype == np.int64 and set(labels.tolist()) == set(range(10))
+    assert len(labels) >= 500 and note
+    assert (images.reshape(len(images), -1).max(1) > 0).all()  # no glyph is missing
+    np.testing.assert_array_equal(load_images(name, split).images, images)
+    assert not list(folder.iterdir())
+    return found
+
+
+@pytest.mark.parametrize("name", DEMO_NAMES)
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_every_stand_in_of_the_demo_is_a_valid_image_set(demo, name, split):
+    shape = (32, 32, 3) if name in PHOTOGRAPHS else (28, 28)
+    assert assert_made_on_the_spot(name, split, shape, demo) == f"demo:{name}"
+
+
+@pytest.mark.parametrize("name", [name for name in DEMO_NAMES if name not in PHOTOGRAPHS])
+def test_the_demos_splits_share_no_image(demo, name):
+    train, test = (load_images(name, split).images for split in ("train", "test"))
+    train = {image.tobytes() for image in train}
+    assert not any(image.tobytes() in train for image in test)
+
+
+# --- sets from the dependencies -------------------------------------------------------------------
+
+
+BUNDLED = ("uci_digits", "letters", "symbols")
+
+
+@pytest.fixture(params=["full", "demo"])
+def offline(monkeypatch, data, request):
+    """Run in either profile with an empty data folder; a look at the network is an error."""
+    monkeypatch.setenv("OSR_PROFILE", request.param)
+    monkeypatch.setattr(sources, "online", None)
+    return data
+
+
+@pytest.mark.parametrize("name", BUNDLED)
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_bundled_sets_need_no_file_and_no_network_in_either_profile(offline, name, split):
+    assert assert_made_on_the_spot(name, split, (28, 28), offline) == name
+
+
+@pytest.mark.parametrize("name", BUNDLED)
+def test_the_splits_of_a_bundled_set_share_no_image(name):
+    train, test = (load_images(name, split).images for split in ("train", "test"))
+    train = {image.tobytes() for image in train}
+    assert len(train) > 490 and not any(image.tobytes() in train for image in test)
+
+
+def test_letters_and_symbols_share_no_image():
+    letters, symbols = (
+        {image.tobytes() for split in ("train", "test") for image in load_images(n, split).images}
+        for n in ("letters", "symbols")
+    )
+    assert not letters & symbols
+
+
+def test_letters_and_symbols_of_the_test_are_other_drawings():
+    for name in ("letters", "symbols"):
+        train, test = (load_images(name, split) for split in ("train", "test"))
+        assert (train.labels != test.labels).mean() > 0.8
+
+
+def test_uci_digits_are_all_of_scikit_learns_digits_with_their_labels():
+    parts = [load_images("uci_digits", split) for split in ("train", "test")]
+    assert [len(part.images) for part in parts] == [1297, 500]
+    images, labels = (np.concatenate(arrays) for arrays in list(zip(*parts, strict=True))[:2])
+    digits = load_digits()
+    np.testing.assert_array_equal(np.bincount(labels), np.bincount(digits.target))
+    frame = images.copy()
+    frame[:, 4:24, 4:24] = 0
+    assert not frame.any()
+    core = torch.tensor(images[:, None, 4:24, 4:24] / 255)
+    small = tvf.resize(core, [8, 8], antialias=True).flatten(1)
+    scaled = torch.tensor(digits.images / 16).flatten(1)
+    nearest = torch.cdist(small, scaled).argmin(1).numpy()
+    np.testing.assert_array_equal(labels, digits.target[nearest])
+    assert len(set(nearest.tolist())) > 0.99 * 1797

@@ -1,0 +1,582 @@
+"""Trained weights: stored, found again, shipped."""
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from types import FunctionType
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+
+from helpers import files, row
+from osr import models, paths, results, weights
+
+pytestmark = pytest.mark.usefixtures("sandbox")
+
+
+# --- fit_or_load ----------------------------------------------------------------------------------
+
+
+class Tiny(nn.Module):
+    def __init__(self, width=11):
+        super().__init__()
+        self.layer = nn.Linear(4, width)
+        self.norm = nn.BatchNorm1d(width)
+        self.register_buffer("alpha", torch.ones(()))
+
+    def forward(self, x):
+        return self.norm(self.layer(x)) * self.alpha
+
+
+class Job:
+    """One call of fit_or_load; counts its trainings."""
+
+    def __init__(self, name="tiny", build=Tiny, note="", images=(1, 2, 3), fail=None, **config):
+        self.name, self.build, self.note, self.fail = name, build, note, fail
+        self.config = {"seed": 0, "lr": 0.1} | config
+        self.data = {"images": np.array(images, np.uint8), "labels": np.array([0, 1, 2])}
+        self.trainings = 0
+
+    def train(self, model):
+        self.trainings += 1
+        if self.fail:
+            raise self.fail
+        model(torch.randn(32, 4)).square().sum().backward()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter -= self.config["lr"] * parameter.grad
+        model.alpha.fill_(362.37)
+        model.log["history"] = torch.tensor([0.75, 0.5], dtype=torch.float64)
+
+    def run(self):
+        return weights.fit_or_load(
+            self.name, self.config, self.train, build=self.build, data=self.data, note=self.note
+        )
+
+
+@pytest.fixture
+def folder(monkeypatch, sandbox):
+    """Return the folder of the weights that a retraining stores, a temporary one."""
+    monkeypatch.setenv("OSR_RETRAIN", "1")
+    return paths.checkpoint_dir()
+
+
+def to_shipped(model):
+    """Move weights that have just been stored to those that ship; return their path."""
+    file = f"{model.checkpoint}.safetensors"
+    paths.shipped_dir().mkdir(parents=True, exist_ok=True)
+    return (paths.checkpoint_dir() / file).rename(paths.shipped_dir() / file)
+
+
+@torch.no_grad()
+def output(model):
+    return model(torch.linspace(-1, 1, 20).view(5, 4))
+
+
+def test_the_first_call_trains_and_the_second_loads_the_same_bits(folder):
+    job = Job()
+    first, second = job.run(), job.run()
+    assert job.trainings == 1 and files(folder) == [f"{first.checkpoint}.safetensors"]
+    assert re.fullmatch("tiny-[0-9a-f]{12}", first.checkpoint)
+    assert first.checkpoint == second.checkpoint
+    assert torch.equal(output(first), output(second))
+    assert not any(module.training for m in (first, second) for module in m.modules())
+
+
+def test_parameters_are_stored_in_half_precision_and_buffers_as_they_are(folder):
+    trained = []
+    job = Job()
+    train = job.train
+    job.train = lambda model: (train(model), trained.append(model))
+    model = job.run()
+    stored = safetensors.torch.load_file(folder / f"{model.checkpoint}.safetensors")
+    assert stored["layer.weight"].dtype == torch.float16
+    assert stored["norm.running_var"].dtype == torch.float32
+    for key, value in trained[0].state_dict().items():
+        expected = value.half().float() if key in dict(model.named_parameters()) else value
+        assert torch.equal(model.state_dict()[key], expected), key
+    assert model.alpha == torch.tensor(362.37) and model.layer.weight.dtype == torch.float32
+
+
+def test_the_seed_decides_the_start_and_the_training(folder):
+    first = output(Job().run())
+    for file in folder.iterdir():
+        file.unlink()
+    torch.rand(3)  # what happened before does not matter
+    assert torch.equal(output(Job().run()), first)
+    assert not torch.equal(output(Job(seed=1).run()), first)
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"lr": 0.2}, {"width": [1, 2]}])
+def test_another_config_trains_anew(folder, change):
+    Job().run()
+    job = Job(**change)
+    job.run()
+    assert job.trainings == 1 and len(files(folder)) == 2
+
+
+def test_a_config_is_compared_as_json(folder):
+    Job(sizes=(1, 2), names={"b": 1, "a": 2}).run()
+    job = Job(names={"a": 2, "b": 1}, sizes=[1, 2])
+    job.run()
+    assert job.trainings == 0
+
+
+def test_the_metadata_say_where_the_weights_come_from(folder):
+    job = Job()
+    meta = weights.checkpoint_metadata(folder / f"{job.run().checkpoint}.safetensors")
+    assert meta["name"] == "tiny" and meta["config"] == job.config
+    assert meta["data"] == {key: paths.checksum(value) for key, value in job.data.items()}
+    assert meta["trained"]["device"] == "cpu" and meta["trained"]["torch"] == torch.__version__
+    assert meta["trained"]["seconds"] >= 0
+
+
+def test_other_data_without_a_note_is_an_error_that_names_both_sums(repository):
+    shipped, mine = Job(), Job(images=(9, 9, 9))
+    name = to_shipped(shipped.run()).stem
+    with pytest.raises(ValueError, match="trained on other data") as caught:
+        mine.run()
+    for part in (name, *(paths.checksum(job.data["images"]) for job in (shipped, mine))):
+        assert part in str(caught.value)
+    assert mine.trainings == 0 and len(files(repository)) == 1
+
+
+def test_other_data_with_a_note_load_the_shipped_weights_with_one_line(repository, capsys):
+    shipped = Job().run()
+    to_shipped(shipped)
+    capsys.readouterr()
+    job = Job(images=(9, 9, 9), note="a lossy copy")
+    model = job.run()
+    assert job.trainings == 0 and model.checkpoint == shipped.checkpoint
+    assert torch.equal(output(model), output(shipped))
+    printed = capsys.readouterr().out
+    assert printed.count("\n") == 1 and "a lossy copy" in printed and "tiny" in printed
+
+
+def test_the_same_data_with_a_note_load_without_a_remark(repository, capsys):
+    model = Job(note="a lossy copy").run()
+    assert "training, seed 0" in capsys.readouterr().out
+    for place in (lambda model: None, to_shipped):
+        place(model)
+        job = Job(note="a lossy copy")
+        job.run()
+        assert job.trainings == 0 and capsys.readouterr().out == f"loaded {model.checkpoint}\n"
+
+
+def test_retrained_weights_of_other_data_are_other_weights(folder):
+    Job().run()
+    job = Job(images=(9, 9, 9))
+    job.run()
+    assert job.trainings == 1 and len(files(folder)) == 2
+
+
+def test_the_first_training_on_data_with_a_note_trains(folder):
+    job = Job(note="a lossy copy")
+    job.run()
+    assert job.trainings == 1
+
+
+@pytest.mark.parametrize("images", [(1, 2, 3), (9, 9, 9)])
+@pytest.mark.parametrize("note", ["", "a lossy copy"])
+@pytest.mark.parametrize("place", [lambda model: None, to_shipped])
+def test_a_name_that_begins_with_another_is_another_model(repository, images, note, place):
+    place(Job(name="tiny-wide", images=images).run())
+    job = Job(name="tiny", note=note)
+    assert job.run().checkpoint.startswith("tiny-") and job.trainings == 1
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        lambda old: old[: len(old) // 2],
+        lambda old: old[:-1],
+        lambda old: old[:4],
+        lambda old: b"",
+        lambda old: b"<html>404</html>" * 40,
+        lambda old: old[:8] + b"}" + old[9:],
+    ],
+)
+@pytest.mark.parametrize("place", ["own", "shipped", "shipped, other data"])
+def test_damaged_weights_name_the_file(repository, content, place):
+    model = Job().run()
+    path = paths.checkpoint_dir() / f"{model.checkpoint}.safetensors"
+    if place != "own":
+        path = to_shipped(model)
+    path.write_bytes(content(path.read_bytes()))
+    job = Job(images=(9, 9, 9)) if "other" in place else Job()
+    with pytest.raises(ValueError, match=f"{path} is damaged"):
+        job.run()
+    assert job.trainings == 0
+
+
+@pytest.mark.parametrize("build", [lambda: Tiny(12), lambda: nn.Linear(4, 11)])
+@pytest.mark.parametrize("shipped", [True, False])
+def test_weights_that_do_not_fit_name_the_file(repository, build, shipped):
+    model = Job().run()
+    path = paths.checkpoint_dir() / f"{model.checkpoint}.safetensors"
+    path = to_shipped(model) if shipped else path
+    with pytest.raises(ValueError, match=f"{path} is damaged or does not fit"):
+        Job(build=build).run()
+
+
+@pytest.mark.parametrize("failure", [RuntimeError("diverged"), KeyboardInterrupt()])
+def test_a_failed_training_leaves_nothing(folder, failure):
+    with pytest.raises(type(failure)):
+        Job(fail=failure).run()
+    assert files(folder) == []
+    Job().run()
+    assert len(files(folder)) == 1
+
+
+@pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_an_interrupted_save_leaves_nothing(folder, monkeypatch, failure):
+    def half(path, content):
+        with open(path, "wb") as file:
+            file.write(content[: len(content) // 2])
+        raise failure
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", half)
+        with pytest.raises(type(failure)):
+            Job().run()
+    assert files(folder) == []
+    job = Job()
+    job.run()
+    assert job.trainings == 1 and len(files(folder)) == 1
+
+
+def test_a_folder_of_weights_that_cannot_be_is_an_error_with_advice(folder):
+    folder.parent.mkdir()
+    folder.write_text("a file in the folder's place")
+    with pytest.raises(OSError, match="cannot write .* a writable folder"):
+        Job().run()
+
+
+# --- what a training leaves behind ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shipped", [True, False])
+def test_the_log_comes_back_bit_for_bit(repository, shipped):
+    left = {
+        "history": torch.tensor([0.1, 0.2], dtype=torch.float64),
+        "gallery": torch.rand(2, 3, 4).transpose(0, 2),
+        "counts": torch.tensor([1, 2]),
+    }
+
+    def train(model):
+        assert model.log == {}
+        model.log.update(left)
+
+    def call():
+        data = {"images": np.zeros(3)}
+        return weights.fit_or_load("tiny", {"seed": 0}, train, build=Tiny, data=data)
+
+    first = call()
+    if shipped:
+        to_shipped(first)
+    for log in (first.log, call().log):
+        assert set(log) == set(left)
+        for key, value in left.items():
+            assert torch.equal(log[key], value) and log[key].dtype == value.dtype
+
+
+def test_what_is_logged_is_no_part_of_the_network(folder):
+    model = Job().run()
+    assert model.log["history"].tolist() == [0.75, 0.5]
+    assert set(model.state_dict()) == set(Tiny().state_dict())
+    path = folder / f"{model.checkpoint}.safetensors"
+    assert "log.history" in safetensors.torch.load_file(path)
+    assert weights.load_weights(Tiny(), path).log["history"].tolist() == [0.75, 0.5]
+
+
+def test_a_training_that_logs_nothing_has_an_empty_log(repository):
+    ship()
+    assert weights.load_model("multitask_autoencoder").log == {}
+
+
+# --- has the code changed since? ------------------------------------------------------------------
+
+
+TINY = ("Tiny.__init__", "Tiny.forward")
+
+
+def set_alpha(model):
+    model.alpha.fill_(5)
+
+
+def set_alpha_otherwise(model):
+    model.alpha.fill_(5.0)
+
+
+def call_by_name(name, train=set_alpha, build=Tiny):
+    """Call fit_or_load with a function that gives itself out as `train`."""
+    renamed = FunctionType(train.__code__, train.__globals__, name)
+    renamed.__qualname__ = name
+    data = {"images": np.zeros(3)}
+    return weights.fit_or_load("tiny", {"seed": 0}, renamed, build=build, data=data)
+
+
+class Wider(Tiny):
+    """The same tensors, from a network that is written differently."""
+
+    def forward(self, x):
+        return super().forward(x) * 1
+
+
+@pytest.mark.parametrize("shipped", [True, False])
+def test_changed_code_is_said_and_the_weights_are_used(repository, capsys, shipped):
+    model = call_by_name("train")
+    path = paths.checkpoint_dir() / f"{model.checkpoint}.safetensors"
+    path = to_shipped(model) if shipped else path
+    before = path.read_bytes()
+    capsys.readouterr()
+    assert torch.equal(output(call_by_name("train")), output(model))
+    assert capsys.readouterr().out == f"loaded {model.checkpoint}\n"
+    assert torch.equal(output(call_by_name("train", set_alpha_otherwise)), output(model))
+    assert capsys.readouterr().out == (
+        f"loaded {model.checkpoint} (train changed since it was trained: to train anew, give "
+        "config a key more, or set OSR_RETRAIN=1)\n"
+    )
+    call_by_name("train", build=Wider)
+    assert "(Wider.forward changed since it was trained" in capsys.readouterr().out
+    call_by_name("fit")
+    assert "(fit, train changed since it was trained" in capsys.readouterr().out
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("shipped", [True, False])
+def test_accepted_code_changes_the_stamp_alone(repository, capsys, monkeypatch, shipped):
+    model = call_by_name("train")
+    path = paths.checkpoint_dir() / f"{model.checkpoint}.safetensors"
+    path = to_shipped(model) if shipped else path
+    tensors, meta = safetensors.torch.load_file(path), weights.checkpoint_metadata(path)
+    loaded = f"loaded {model.checkpoint}\n"
+    capsys.readouterr()
+    monkeypatch.setenv("OSR_ACCEPT_SOURCE", "1")
+    call_by_name("train")
+    stamped = path.stat().st_mtime_ns
+    again = call_by_name("train", set_alpha_otherwise)
+    assert capsys.readouterr().out == 2 * loaded and torch.equal(output(again), output(model))
+    monkeypatch.delenv("OSR_ACCEPT_SOURCE")
+    call_by_name("train", set_alpha_otherwise)
+    assert capsys.readouterr().out == loaded
+    call_by_name("train")
+    assert "train changed" in capsys.readouterr().out
+    now = safetensors.torch.load_file(path)
+    assert list(now) == list(tensors) and path.stat().st_mtime_ns >= stamped
+    for key, value in tensors.items():
+        assert now[key].dtype == value.dtype and torch.equal(now[key], value)
+    told = weights.checkpoint_metadata(path)
+    assert told.pop("source") != meta.pop("source") and told == meta
+    assert len(files(repository)) == 1
+
+
+def test_weights_that_were_stored_without_their_code_get_it_when_accepted(
+    repository, capsys, monkeypatch
+):
+    path = to_shipped(call_by_name("train"))
+    meta = weights.checkpoint_metadata(path)
+    del meta["source"]
+    tensors = safetensors.torch.load_file(path)
+    path.write_bytes(safetensors.torch.save(tensors, {"meta": json.dumps(meta)}))
+    loaded = f"loaded {path.stem}\n"
+    capsys.readouterr()
+    call_by_name("train")
+    assert capsys.readouterr().out == loaded and "source" not in weights.checkpoint_metadata(path)
+    monkeypatch.setenv("OSR_ACCEPT_SOURCE", "1")
+    call_by_name("train")
+    monkeypatch.delenv("OSR_ACCEPT_SOURCE")
+    assert set(weights.checkpoint_metadata(path)["source"]) == {"train", *TINY}
+    call_by_name("train", set_alpha_otherwise)
+    out = capsys.readouterr().out
+    assert out.startswith(loaded) and "(train changed since it was trained" in out
+
+
+# --- weights of one's own -------------------------------------------------------------------------
+
+LIVES = {  # environment -> where the weights belong, seen from the repository
+    "full": ({}, "data/checkpoints/local"),
+    "full, elsewhere": ({"OSR_OUTPUT": "out"}, "data/checkpoints/local"),
+    "demo": ({"OSR_PROFILE": "demo"}, ".demo/checkpoints"),
+    "demo, elsewhere": ({"OSR_PROFILE": "demo", "OSR_OUTPUT": "out"}, "out/checkpoints"),
+    "retraining": ({"OSR_RETRAIN": "1"}, "data/checkpoints/local"),
+    "retraining, elsewhere": ({"OSR_RETRAIN": "1", "OSR_OUTPUT": "out"}, "out/checkpoints"),
+}
+
+
+@pytest.mark.parametrize("life", LIVES)
+@pytest.mark.parametrize("name", ["multitask_autoencoder", "an_idea"])
+def test_a_configuration_of_ones_own_never_lands_among_the_shipped(
+    repository, monkeypatch, capsys, life, name
+):
+    environment, folder = LIVES[life]
+    shipped = ship()
+    content = (repository / f"data/checkpoints/{shipped}.safetensors").read_bytes()
+    capsys.readouterr()
+    for key, value in environment.items():
+        monkeypatch.setenv(key, value)
+    own = train_autoencoder(name=name, epochs=7)
+    assert [path.name for path in (repository / folder).iterdir()] == [f"{own}.safetensors"]
+    shelf = [p for p in (repository / "data/checkpoints").iterdir() if p.is_file()]
+    assert [path.read_bytes() for path in shelf] == [content]
+    assert sorted(files(repository)) == sorted(f"{stem}.safetensors" for stem in (shipped, own))
+    assert train_autoencoder(name=name, epochs=7) == own
+    trained, loaded = capsys.readouterr().out.splitlines()
+    assert trained.startswith(f"{name}: training, seed 0 (") and loaded == f"loaded {own}"
+    # The shipped model is what load_model gives, but where the run uses its own weights alone.
+    if life.startswith("full"):
+        assert weights.load_model("multitask_autoencoder").checkpoint == shipped
+        assert set(weights.list_models()) == {"multitask_autoencoder"}
+    elif name == "multitask_autoencoder":
+        assert weights.load_model(name).checkpoint == own
+    else:
+        with pytest.raises(FileNotFoundError, match="train it first"):
+            weights.load_model("multitask_autoencoder")
+        assert weights.find_weights(name).stem == own
+
+
+@pytest.mark.parametrize("environment", [{"OSR_PROFILE": "demo"}, {"OSR_RETRAIN": "1"}])
+def test_of_several_own_weights_the_last_used_are_loaded(repository, monkeypatch, environment):
+    for key, value in environment.items():
+        monkeypatch.setenv(key, value)
+    first, second = (train_autoencoder(epochs=epochs) for epochs in (1, 2))
+    for age, stem in ((100, first), (50, second)):
+        path = paths.checkpoint_dir() / f"{stem}.safetensors"
+        os.utime(path, (path.stat().st_atime, path.stat().st_mtime - age))
+    assert weights.load_model("multitask_autoencoder").checkpoint == second
+    assert train_autoencoder(epochs=1) == first  # loads it
+    assert weights.load_model("multitask_autoencoder").checkpoint == first
+
+
+@pytest.mark.parametrize(
+    "config, why",
+    [
+        ({"epochs": 7}, "(shipped weights have epochs = 3)"),
+        ({"epochs": 3, "lr": 1}, "(shipped weights have lr = None)"),
+        ({"epochs": 3, "seed": 4}, "(no weights of that name and seed ship)"),
+    ],
+)
+def test_a_training_says_why_no_shipped_weights_are_used(repository, capsys, config, why):
+    ship(epochs=3)
+    ship(epochs=9, lr=2, widths=[1])  # differs more
+    capsys.readouterr()
+    train_autoencoder(**config)
+    assert why in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("environment", [{"OSR_PROFILE": "demo"}, {"OSR_RETRAIN": "1"}])
+def test_a_demo_and_a_retraining_train_though_the_weights_ship(
+    repository, monkeypatch, capsys, environment
+):
+    stem = ship()
+    for key, value in environment.items():
+        monkeypatch.setenv(key, value)
+    capsys.readouterr()
+    assert train_autoencoder() == stem
+    assert "training, seed 0 (a demo's or a retraining's first)" in capsys.readouterr().out
+
+
+# --- load_model, list_models ----------------------------------------------------------------------
+
+
+def train_autoencoder(seed=0, name="multitask_autoencoder", images=(1, 2, 3), **config):
+    return weights.fit_or_load(
+        name,
+        {"seed": seed} | config,
+        lambda model: model.alpha.fill_(5),
+        build=models.MultitaskAutoencoder,
+        data={"images": np.array(images)},
+    ).checkpoint
+
+
+def ship(**options):
+    stem = train_autoencoder(**options)
+    file = f"{stem}.safetensors"
+    (paths.checkpoint_dir() / file).rename(paths.shipped_dir() / file)
+    return stem
+
+
+@torch.no_grad()
+def test_a_shipped_model_is_ready_to_use(repository):
+    ship(seed=1)
+    name = ship(seed=0)
+    assert files(repository / "data/checkpoints") == files(repository)
+    assert len(files(repository)) == 2
+    model = weights.load_model("multitask_autoencoder")
+    logits = model(torch.rand(3, 1, 28, 28))
+    assert model.checkpoint == name and not model.training and model.alpha == 5
+    assert logits.shape == (3, 11) and logits.dtype == torch.float32 and logits.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["resnet", "", "multitask", "../multitask_autoencoder"])
+def test_an_unknown_model_lists_the_known_ones(name):
+    with pytest.raises(ValueError, match="no shipped model.*there are multitask_autoencoder"):
+        weights.load_model(name)
+
+
+def test_missing_and_ambiguous_weights_name_the_folder(repository):
+    with pytest.raises(FileNotFoundError, match=f"0 weight files .*{repository}"):
+        weights.load_model("multitask_autoencoder")
+    name = ship()
+    folder = paths.shipped_dir()
+    shutil.copy(folder / f"{name}.safetensors", folder / "multitask_autoencoder-copy.safetensors")
+    with pytest.raises(FileNotFoundError, match="2 weight files"):
+        weights.load_model("multitask_autoencoder")
+
+
+def test_weights_of_ones_own_configuration_leave_the_shipped_ones_alone(repository):
+    name = ship()
+    own = train_autoencoder(lr=1)
+    assert own != name and train_autoencoder(lr=1) == own
+    assert [path.stem for path in paths.shipped_dir().glob("*.safetensors")] == [name]
+    assert weights.load_model("multitask_autoencoder").checkpoint == name
+
+
+@pytest.mark.parametrize("other", ["multitask_autoencoder-wide", "multitask_autoencoder2"])
+def test_a_model_whose_name_goes_on_is_not_in_the_way(repository, other):
+    ship(name=other, epochs=2)
+    name = ship()
+    assert weights.load_model("multitask_autoencoder").checkpoint == name
+    assert weights.list_models()["multitask_autoencoder"]["file"] == f"{name}.safetensors"
+
+
+@pytest.mark.parametrize("name", models.SHIPPED)
+@torch.no_grad()
+def test_every_shipped_model_is_ready_and_keeps_the_contract(name):
+    model = weights.load_model(name)
+    output = model(torch.rand(4, 1, 28, 28, generator=torch.Generator().manual_seed(0)))
+    assert output.shape == (4, 11) and output.dtype == torch.float32 and output.isfinite().all()
+    assert not any(module.training for module in model.modules())
+    assert getattr(model, "alpha", 0) != 1
+    assert weights.list_models()[name]["file"] == f"{model.checkpoint}.safetensors"
+
+
+def test_damaged_shipped_weights_name_the_file(repository):
+    path = repository / f"data/checkpoints/{ship()}.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=f"{path} is damaged"):
+        weights.load_model("multitask_autoencoder")
+
+
+def test_list_models_gives_file_provenance_and_metrics(repository):
+    stem = ship(epochs=2)
+    rows = [
+        row(method="margin", ood="kmnist", value=0.75, weights=stem),
+        row(method="margin", ood="kmnist", value=0.5, weights=stem, seed=1),
+        row(method="another model", weights="cnn-0123456789ab"),
+    ]
+    results.save_results("03_test", rows, {})
+    results.save_results("07_test", [row(method="sum", weights=stem)], {})
+    (found,) = weights.list_models().items()
+    assert found[0] == "multitask_autoencoder"
+    assert found[1]["file"] == f"{stem}.safetensors"
+    assert found[1]["config"] == {"seed": 0, "epochs": 2}
+    assert found[1]["trained"]["device"] == "cpu"
+    assert found[1]["metrics"] == {
+        "margin | mnist | kmnist | auroc": 0.75, "sum | mnist | fashionmnist | auroc": 0.5,
+    }  # fmt: skip
