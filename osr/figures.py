@@ -80,7 +80,8 @@ def show_strips(strips, name="", *, captions=None, axis=None, size=5.5):
     sheet, centres, texts, top = [], [], [], 0
     for label, pictures in rows.items():
         said = captions.get(label, [])
-        room = round(line * max((text.count("\n") + 1 for text in said), default=0) + 0.4)
+        lines = max((text.count("\n") + 1 for text in said), default=0)
+        room = round(line * (lines + 0.6)) if lines else 0  # apart from the row above
         sheet.append(torch.ones(3, room, across * width))
         top += room
         row = torch.ones(3, height, across * width)

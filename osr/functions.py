@@ -28,7 +28,7 @@ def sources(*start):
     and layout do not count, and neither do the values of constants.
     """
     return {
-        name: digest(sorted(map(_plain, functions)))
+        name: digest(sorted(_plain(_code(function)) for function in functions))
         for name, functions in _reachable(start).items()
     }
 
@@ -37,9 +37,10 @@ def texts(*start):
     """Return {code: text} of the functions that `sources` reads, for other processes.
 
     What is defined in a notebook or a script is sent there without the place of its source.
+    Functions that these define when they are called are included.
     """
     found = [function for functions in _reachable(start).values() for function in functions]
-    return {_code(function): _plain(function) for function in found}
+    return {code: _plain(code) for function in found for code in _codes(_code(function))}
 
 
 def remember(texts):
@@ -80,12 +81,10 @@ def _of_a_library(thing):
 
 def _named(function):
     """Return what a function's code names: globals of its module, and its closure."""
-    codes, names = [function.__code__], set()
-    while codes:
-        code = codes.pop()
+    names = set()
+    for code in _codes(function.__code__):
         steps = dis.get_instructions(code)
         names |= {step.argval for step in steps if step.opname == "LOAD_GLOBAL"}
-        codes += [part for part in code.co_consts if isinstance(part, types.CodeType)]
     things = [function.__globals__[name] for name in names & function.__globals__.keys()]
     for cell in function.__closure__ or ():
         try:
@@ -100,12 +99,18 @@ def _code(function):
     return getattr(inspect.unwrap(function), "__code__", function.__code__)
 
 
-def _plain(function):
-    """Return a function's source without comments, docstrings and layout; "" if it has none."""
-    if _code(function) in _remembered:
-        return _remembered[_code(function)]
+def _codes(code):
+    """Return a function's code and that of the functions which it defines."""
+    inner = [part for part in code.co_consts if isinstance(part, types.CodeType)]
+    return [code, *(deeper for part in inner for deeper in _codes(part))]
+
+
+def _plain(code):
+    """Return the source of code without comments, docstrings and layout; "" if it has none."""
+    if code in _remembered:
+        return _remembered[code]
     try:
-        text = textwrap.dedent(inspect.getsource(function))
+        text = textwrap.dedent(inspect.getsource(code))
     except (OSError, TypeError):  # typed at a prompt
         return ""
     try:
