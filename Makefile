@@ -9,11 +9,11 @@ PY := $(VENV)/bin/python
 help:
 	@echo "make demo       everything, small, in minutes: no data, no download, results in .demo/"
 	@echo "make run        the real thing: real data, shipped weights, no training"
-	@echo "make test       the whole test suite: every notebook is executed, small and in full"
+	@echo "make test       the whole test suite: every notebook is executed, small and, where the data are, in full"
 	@echo "make check      its fast part, and lint: no notebook is executed"
 	@echo "make notebooks  as run, and rewrite the outputs stored in notebooks/"
 	@echo "make retrain    every model from scratch (SEEDS=0,1,2,3,4 for all seeds)"
-	@echo "make report     compile report/report.pdf and the README's table from the results"
+	@echo "make report     compile report/report.pdf and the README's tables from the results"
 	@echo "make data       download all data sets, the optional ones too"
 	@echo "make bench      how fast, against the plain way"
 	@echo "make lint       ruff"

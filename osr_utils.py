@@ -1,4 +1,4 @@
-"""The small shared helper module of the notebooks: what they, and you, import.
+"""The small shared helper module: what the notebooks, and you, import from the package `osr`.
 
     import osr_utils as osr
 
@@ -22,9 +22,9 @@
 | draw figures in the report's style         | `show_strips(rows)`, `save_figure(fig, name)`     |
 
 An *OOD score* is higher for inputs that look more out-of-distribution (OOD); OOD is the positive
-class of every metric. Images are float32 (N, 1, 28, 28) in [0, 1] wherever a model sees them. The
-functions live in the rooms of the package `osr`, one concern each; CONTRIBUTING.md says how to add
-a data set, a score, a model or a notebook.
+class of every metric. Images are float32 (N, 1, 28, 28) in [0, 1] wherever a shipped model sees
+them. The functions live in the rooms of the package `osr`, one concern each; CONTRIBUTING.md says
+how to add a data set, a score, a model or a notebook.
 """
 
 from osr import synthetic

@@ -67,7 +67,10 @@ def read_cache(path, name, classes):
 
 
 def download(name, split, record):
-    """Build the decoded file of a set from its official source (`record`, of `osr.records`)."""
+    """Build the decoded file of a set from its official source (`record`, of `osr.records`).
+
+    A DatasetNotFoundError says why it cannot, and names the ways out.
+    """
     from osr import sources
 
     path = cache_path(name, split)

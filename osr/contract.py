@@ -112,8 +112,10 @@ def predict(function, images, batch_size=250):
     Parameters
     ----------
     function : callable
-        A model, or one of its methods: x -> tensor, or a tuple of tensors.
+        A model, or one of its methods: x -> tensor, or a tuple of tensors. Its mode and device stay
+        as they are.
     images : float tensor, (N, 1, 28, 28)
+        On the model's device.
     batch_size : int
 
     Returns

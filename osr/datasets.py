@@ -151,7 +151,8 @@ def register(name, train=None, test=None):
     train, test : (images, labels), or str or Path
         Arrays, uint8 (N, H, W) or (N, H, W, 3) and integers (N,); or a .npz file with arrays
         ``images`` and ``labels``; or a folder that holds one folder of pictures for each class,
-        which are numbered in alphabetical order. One of the two may be missing.
+        which are numbered in alphabetical order (pictures of several sizes are resized to 64 x 64).
+        One of the two may be missing. Figures that colour by set want ``COLORS[name]``.
 
     Raises
     ------

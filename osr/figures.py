@@ -59,7 +59,7 @@ def show_strips(strips, name="", *, captions=None, axis=None, size=5.5):
     ----------
     strips : dict of str to tensor
         Label -> pictures (n, H, W), (n, 1, H, W) or (n, 3, H, W) in [0, 1], all of one size; a
-        row may be shorter than the others.
+        row may be shorter than the others. Spaces around a label make it a key of its own.
     name : str
         Save the figure under this name; "" for a figure that is only shown.
     captions : dict of str to list of str, optional
@@ -98,7 +98,7 @@ def show_strips(strips, name="", *, captions=None, axis=None, size=5.5):
     axis.imshow(torch.cat(sheet, 1).permute(1, 2, 0).numpy(), interpolation="nearest")
     for x, y, text in texts:
         axis.text(x, y - 0.2 * line, text, fontsize=size, ha="center", va="bottom")
-    axis.set(xticks=[], yticks=centres, yticklabels=list(rows))
+    axis.set(xticks=[], yticks=centres, yticklabels=[label.strip() for label in rows])
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
     axis.set_anchor("W")  # next to the labels, for which the layout makes room

@@ -16,14 +16,14 @@ LIBRARIES = {
     *sys.stdlib_module_names, "osr", "osr_utils", "torch", "torchvision", "numpy", "scipy",
     "sklearn", "pytorch_ood", "pandas", "matplotlib", "seaborn", "PIL", "joblib", "tqdm",
 }  # fmt: skip
-MOST = 100  # entries of a container that is searched for functions
+MOST = 100  # entries at most of a container that is searched for functions
 _remembered = {}  # code -> text
 
 
-def sources(*start):
+def source_digests(*start):
     """Return {name: digest of the source} of functions, and of the functions that they call.
 
-    Followed is what stands in the notebook or script that the functions come from, classes and
+    Followed is what stands in the notebook, or in a module of your own, classes and
     containers of functions included; not the rooms of `osr`, nor libraries. Comments, docstrings
     and layout do not count, and neither do the values of constants.
     """
@@ -34,7 +34,7 @@ def sources(*start):
 
 
 def texts(*start):
-    """Return {code: text} of the functions that `sources` reads, for other processes.
+    """Return {code: text} of the functions that `source_digests` reads, for other processes.
 
     What is defined in a notebook or a script is sent there without the place of its source.
     Functions that these define when they are called are included.
@@ -44,7 +44,7 @@ def texts(*start):
 
 
 def remember(texts):
-    """Make the `texts` of another process known here, so that `sources` gives the same."""
+    """Make the `texts` of another process known here, so that `source_digests` gives the same."""
     _remembered.update(texts)
 
 

@@ -1,9 +1,10 @@
 """The networks whose weights ship, and the one vocabulary that they share.
 
-``forward(x)`` gives what the contract asks for, ``features(x)`` the (N, D) features that the
-detectors of `osr.scores` read, ``class_logits(x)`` the (N, 10) logits of the digits as training
-left them, and ``last_layer`` the linear layer that reads the last columns of the features, or None.
-All take float (N, 1, 28, 28) in [0, 1].
+``forward(x)`` gives the contract's (N, 11) outputs (`DigitClassifier`: ten), ``features(x)`` the
+(N, D) features that the detectors of `osr.scores` read, ``class_logits(x)`` the (N, 10) logits of
+the digits as training left them, and ``last_layer`` is the linear layer that reads the last columns
+of the features, or None.
+All take float (N, 1, 28, 28) in [0, 1], `GarbageClassifier` other channels and sides as well.
 """
 
 import warnings
@@ -144,7 +145,7 @@ class OpenSetDetector(nn.Module):
         self.whiten.copy_(torch.linalg.inv(torch.linalg.cholesky(covariance)).T)
 
     def distance(self, features, digit):
-        """Return the squared distances (N,) of features to the mean of a digit (N,) each."""
+        """Return squared distances (N,), per feature, to the mean of a digit (N,) each."""
         return ((features - self.mean[digit]) @ self.whiten).square().mean(1)
 
     def logits_and_error(self, x):
@@ -200,7 +201,7 @@ class GarbageClassifier(nn.Module):
 
 
 class DigitClassifier(nn.Module):
-    """System B: a classifier of ten digits, (N, 1, 28, 28) in [0, 1] -> (N, 10) logits."""
+    """System B: ten digits, (N, 1, 28, 28) in [0, 1] -> (N, 10) logits; `norm`: width -> layer."""
 
     WIDTHS = (24, 48, 96)  # channels of the stages
     last_layer = None  # `head` reads the whole maps of the last stage, not their means

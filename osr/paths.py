@@ -27,12 +27,18 @@ def profile():
 
 
 def retraining():
-    """Return True when ``OSR_RETRAIN=1`` asks for every model to be trained from scratch."""
+    """Return True when ``OSR_RETRAIN=1`` asks for every model to be trained from scratch.
+
+    What a retraining has stored is kept, so that one that was stopped goes on.
+    """
     return os.environ.get("OSR_RETRAIN") == "1"
 
 
 def seeds():
-    """Return the seeds to evaluate: 0 (its weights ship), and those in ``SEEDS`` on a retrain."""
+    """Return the seeds to evaluate: 0 (its weights ship), and those in ``SEEDS`` on a retrain.
+
+    A ValueError says that ``SEEDS`` holds something else than whole numbers.
+    """
     if not retraining():
         return [0]
     text = os.environ.get("SEEDS") or "0"
@@ -48,7 +54,7 @@ def data_dir():
 
 
 def output_dir():
-    """Return the folder that receives figures/ and report/results/ (``OSR_OUTPUT`` moves it)."""
+    """Return the folder of figures/, report/results/, own checkpoints/ (``OSR_OUTPUT``)."""
     default = "." if profile() == "full" else ".demo"
     return (ROOT / (os.environ.get("OSR_OUTPUT") or default)).resolve()
 
@@ -64,7 +70,7 @@ def shipped_dir():
 
 
 def own_weights():
-    """Return whether this run uses weights that it has trained alone: a demo, a retraining."""
+    """Return whether this run uses its own weights alone: a demo, a retraining."""
     return profile() == "demo" or retraining()
 
 

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-CORRUPTIONS = (
+CORRUPTIONS = (  # of MNIST-C, "identity" left out
     "brightness", "canny_edges", "dotted_line", "fog", "glass_blur", "impulse_noise",
     "motion_blur", "rotate", "scale", "shear", "shot_noise", "spatter", "stripe", "translate",
     "zigzag",
@@ -10,7 +10,10 @@ CORRUPTIONS = (
 
 
 class Record(NamedTuple):
-    """What is known of a data set; a line in `SETS` is all that a new one needs.
+    """What is known of a data set.
+
+    A new one needs a line in `SETS` and, unless torchvision decodes it, a function in
+    `osr.sources`.
 
     Attributes
     ----------
@@ -23,6 +26,7 @@ class Record(NamedTuple):
     address, md5 : str
         The server or the archive, and the archive's checksum.
     classes : int
+        Labels run from 0 to classes - 1.
     colour : str
         In figures; grey where no figure shows the set beside others.
     demo : str

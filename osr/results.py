@@ -82,7 +82,7 @@ def save_results(notebook, rows, config, data_notes=None):
     """Write a notebook's rows to report/results/<notebook>.json, atomically.
 
     Rows of the committed file whose seed was not computed this time are kept, if they belong to
-    the same configuration.
+    the same configuration and their method was computed as well.
 
     Parameters
     ----------
@@ -92,6 +92,7 @@ def save_results(notebook, rows, config, data_notes=None):
         From `add_rows`, or rows with system, method, id, ood ("" where none), seed, metric, value
         (a finite number), and weights (the checkpoint that gave the value, "" where none).
     config : dict
+        What shaped the rows.
     data_notes : dict of str to str, optional
         Set name -> note, for the sets that differ from the official data.
 

@@ -14,9 +14,9 @@ from matplotlib import get_data_path
 from PIL import Image, ImageDraw, ImageFont
 from sklearn.datasets import load_digits, load_sample_images
 from torch import tensor
-from tqdm.auto import tqdm
 
 from osr.images import read_picture
+from osr.paths import progress
 
 # --- official downloads ---------------------------------------------------------------------------
 
@@ -52,7 +52,7 @@ def tinyimagenet(name, split, folder):
         pairs = [(folder / "val/images" / file, word) for file, word, *_ in map(str.split, lines)]
     images = [
         np.asarray(Image.open(path).convert("RGB").resize((32, 32), Image.Resampling.BILINEAR))
-        for path, _ in tqdm(pairs, desc="TinyImageNet")
+        for path, _ in progress(pairs, "TinyImageNet")
     ]
     labels = np.array([words.index(word) for _, word in pairs], dtype=np.int64)
     yield name, split, np.stack(images), labels
@@ -112,6 +112,7 @@ def class_folders(folder):
 
 
 def digits(name, split):
+    """Return UCI digits, enlarged to 28x28: 1,297 to train, 500 to test."""
     uci = load_digits()
     x = tensor(uci.images).float()[:, None] / 16
     x = F.interpolate(x, (20, 20), mode="bicubic", align_corners=False).clamp(0, 1)
@@ -122,6 +123,7 @@ def digits(name, split):
 
 
 def corrupted(name, split):
+    """Return them brighter, noisy or shifted, in place of MNIST-C."""
     images, labels, _ = digits(name, split)
     x = images.astype(np.float32)
     if name == "mnist_c/brightness":
@@ -135,11 +137,13 @@ def corrupted(name, split):
 
 
 def letters(name, split):
+    """Return 500 letters, of other fonts in each split."""
     glyphs = _glyphs("ABCDEFGHKMNPRTUVWXYZ", split)  # none that is drawn like a digit
     return *glyphs, f"letters from the fonts of matplotlib, drawn by Pillow {PIL.__version__}"
 
 
 def symbols(name, split):
+    """Return 500 symbols, of other fonts in each split."""
     glyphs = _glyphs("ΓΔΘΛΞΠΣΦΨΩ∂∇∞∫≈≠≤≥±×", split)
     return *glyphs, f"symbols from the fonts of matplotlib, drawn by Pillow {PIL.__version__}"
 
@@ -162,6 +166,7 @@ def _glyphs(characters, split):
 
 
 def photographs(name, split):
+    """Return 500 patches, 32x32 RGB; each half of the photographs is a split."""
     shrink = {"cifar10": 1, "svhn": 2, "tinyimagenet": 4}[name]
     rng = np.random.default_rng(shrink)
     photos = [photo[::shrink, ::shrink] for photo in load_sample_images().images]

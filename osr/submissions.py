@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_model as load_weights
+from safetensors.torch import load_model as fill_from_file
 from torch import nn
 
 from osr.contract import eval_model
@@ -73,7 +73,7 @@ def load_submission(path):
     model = build()
     if weights.is_file():
         try:
-            load_weights(model, weights)
+            fill_from_file(model, weights)
         except Exception as error:
             raise ValueError(
                 f"{weights.name} does not fit class Model, or is damaged ({error}): write it with "

@@ -5,7 +5,7 @@ import os
 from contextlib import ExitStack, redirect_stdout
 from io import StringIO
 
-from osr.functions import remember, sources, texts
+from osr.functions import remember, source_digests, texts
 from osr.paths import atomic_path, checksum, digest, progress, results_dir
 
 SHOWN = 3  # lines printed by the calls of a sweep
@@ -21,9 +21,9 @@ def run_sweep(function, configs, arrays):
     Parameters
     ----------
     function : callable
-        Returns something JSON-able. May be defined in a notebook; a change of its source or of
-        what it calls there (see `osr.functions.sources`), a configuration or an array computes a
-        result anew.
+        Returns something JSON-able, without NaN and infinity. May be defined in a notebook; a
+        change of its source or of what it calls there (see `osr.functions.source_digests`), of a
+        configuration or of an array computes a result anew.
     configs : list of dict
         JSON-able; each holds everything that shapes its result.
     arrays : dict of str to array
@@ -39,7 +39,7 @@ def run_sweep(function, configs, arrays):
     from joblib import Parallel, delayed, parallel_config
 
     sums = {key: checksum(value) for key, value in arrays.items()}
-    shared = [function.__name__, sources(function), sums]
+    shared = [function.__name__, source_digests(function), sums]
     folder = results_dir() / ".local/sweeps" / function.__name__
     configs = json.loads(json.dumps(configs))
     paths = [folder / f"{digest([*shared, config])}.json" for config in configs]
@@ -71,7 +71,8 @@ def _call_for_sweep(index, function, config, arrays, known):
     remember(known)
     with redirect_stdout(StringIO()) as said:
         try:
-            result, problem = function(config, **arrays), ""
+            text = json.dumps(function(config, **arrays), allow_nan=False)
+            result, problem = json.loads(text), ""  # as a stored row comes back
         except Exception as error:
             result, problem = None, f"{type(error).__name__}: {error}"
     return index, result, problem, said.getvalue()

@@ -1,7 +1,8 @@
 """Generated pictures that are no digits: synthetic outliers, in place of collected unknowns.
 
-Each function takes a number and a generator on the CPU, and returns float images (n, 1, 28, 28) in
-[0, 1], whole batches at a time. Notebook 03b shows and explains them.
+Each of `FAMILIES` takes a number and a generator on the CPU, and returns float images
+(n, 1, 28, 28) in [0, 1], whole batches at a time; `cut_up`, `photographed` and `draw_again` change
+images that they are given. Notebooks 03b and 06 show and explain them.
 """
 
 import math
@@ -209,7 +210,7 @@ def outlier_pool(n, seed):
 
 
 def draw_again(images, generator):
-    """Every image rotated, shifted, scaled and sheared; some blurred, thicker, thinner, paler."""
+    """Every image turned, shifted, scaled, sheared; some blurred, thick, thin, pale or bold."""
     x = augment(images, generator, scale=0.3, shear=0.15)
     kind, much = torch.rand(2, len(x), 1, 1, 1, generator=generator).to(x.device)
     side = 8 + 2 * int(torch.randint(6, (), generator=generator))

@@ -30,7 +30,7 @@ def train(
     model, images, labels, loss, *, epochs, seed, batch_size=512, lr=1e-3, augmentation=None,
     one_cycle=False, device="cpu",
 ):  # fmt: skip
-    """Train a model with Adam, the whole data set on the device.
+    """Train a model with Adam, the whole data set on the device; in bfloat16 where that is native.
 
     Parameters
     ----------

@@ -8,17 +8,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save
 
-from osr.functions import sources
+from osr import paths
+from osr.functions import source_digests
 from osr.models import SHIPPED
-from osr.paths import (
-    atomic_path,
-    checkpoint_dir,
-    checksum,
-    digest,
-    own_weights,
-    results_dir,
-    shipped_dir,
-)
+from osr.paths import atomic_path, checksum, digest, own_weights, shipped_dir
 from osr.results import read_results
 from osr.training import seed_everything
 
@@ -28,9 +21,11 @@ LOG = "log."  # before the names of what a training leaves behind
 def fit_or_load(name, config, train, *, build, data, note=""):
     """Load a model's stored weights, or train it and store them; print which, and why.
 
-    The file's name holds a hash of `config` and `data`. The sources of `train`, of what it calls
-    in your notebook, and of a network that is defined there, are stored beside the weights: where
-    they have changed since, the line that is printed says so, and the stored weights are used.
+    The file's name holds a hash of `config` and `data`. The file also holds digests of the sources
+    of `train`, of what it calls in your notebook, and of a network that is defined there. Where
+    one has changed since, the line that is printed names it, and the stored weights are used;
+    only a retraining (``OSR_RETRAIN=1``) then trains anew. With ``OSR_ACCEPT_SOURCE=1`` the file
+    takes over today's digests, its tensors unchanged.
 
     Parameters
     ----------
@@ -62,14 +57,14 @@ def fit_or_load(name, config, train, *, build, data, note=""):
     """
     sums = {key: checksum(value) for key, value in data.items()}
     config = json.loads(json.dumps(config))
-    code = sources(train, build)
+    code = source_digests(train, build)
     file = f"{name}-{digest([config, sums])}.safetensors"
-    own, reason = checkpoint_dir() / file, "a demo's or a retraining's first"
+    own, reason = paths.checkpoint_dir() / file, "a demo's or a retraining's first"
     if not own_weights():
         shipped, reason = _find_shipped(name, config, sums, file, note)
         if shipped:
             return _load(build(), shipped, code, reason)
-    if own.is_file():
+    if own.is_file() and not (paths.retraining() and _changed(own, code)):
         os.utime(own)  # the last one used is the one that `load_model` takes
         return _load(build(), own, code, "")
     print(f"{name}: training, seed {config['seed']} ({reason})")
@@ -116,18 +111,21 @@ def _find_shipped(name, config, sums, file, note):
 
 def _load(model, path, code, remark):
     """Load weights and print one line: the file, and what differs."""
-    meta = checkpoint_metadata(path)
-    stored = meta.get("source", {})  # older files have none
-    changed = sorted(key for key in {**stored, **code} if stored.get(key) != code.get(key))
-    if changed and os.environ.get("OSR_ACCEPT_SOURCE") == "1":
-        _write(path, load_file(path), meta | {"source": code})
-    elif changed and stored:
+    changed = _changed(path, code)
+    if os.environ.get("OSR_ACCEPT_SOURCE") == "1":
+        _write(path, load_file(path), checkpoint_metadata(path) | {"source": code})
+    elif changed:
         remark += (", and " if remark else "") + (
-            f"{', '.join(changed)} changed since it was trained: to train anew, give config a "
-            "key more, or set OSR_RETRAIN=1"
+            f"{', '.join(changed)} changed since; to train anew, give config one key more"
         )
     print(f"loaded {path.stem}" + (f" ({remark})" if remark else ""))
     return load_weights(model, path)
+
+
+def _changed(path, code):
+    """Return the names of the functions that have changed since the weights were trained."""
+    stored = checkpoint_metadata(path).get("source") or code  # older files have none
+    return sorted(key for key in {**stored, **code} if stored.get(key) != code.get(key))
 
 
 def load_model(name, device="cpu"):
@@ -163,7 +161,11 @@ def list_models():
     saved for the model, as {"method | id | ood | metric": value}.
     """
     models = {}
-    rows = [row for path in sorted(results_dir().glob("*.json")) for row in read_results(path.stem)]
+    rows = [
+        row
+        for path in sorted(paths.results_dir().glob("*.json"))
+        for row in read_results(path.stem)
+    ]
     for name in SHIPPED:
         path = find_weights(name)
         meta = checkpoint_metadata(path)
@@ -185,20 +187,20 @@ def find_weights(name, seed=0):
     FileNotFoundError
         If there are none.
     """
-    own, paths = own_weights(), []
-    folder = checkpoint_dir() if own else shipped_dir()
+    own, found = own_weights(), []
+    folder = paths.checkpoint_dir() if own else shipped_dir()
     for path in folder.glob(f"{name}-*.safetensors"):
         meta = checkpoint_metadata(path)
         if meta["name"] == name and meta["config"]["seed"] == seed:
-            paths.append(path)
-    if own and paths:
-        return max(paths, key=lambda path: path.stat().st_mtime)
-    if len(paths) != 1:
+            found.append(path)
+    if own and found:
+        return max(found, key=lambda path: path.stat().st_mtime)
+    if len(found) != 1:
         raise FileNotFoundError(
-            f"{len(paths)} weight files {name}-*.safetensors of seed {seed} in {folder}, not one; "
+            f"{len(found)} weight files {name}-*.safetensors of seed {seed} in {folder}, not one; "
             + ("train it first (`make demo`)" if own else "see `git status` there")
         )
-    return paths[0]
+    return found[0]
 
 
 def load_weights(model, path):

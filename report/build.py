@@ -29,7 +29,7 @@ def compile_report(folder=""):
 MIX = "fashionmnist+cifar10"
 
 
-def read_results(name):
+def read_file(name):
     """Return a notebook's results file; its rows must be of the full profile."""
     results = json.loads((ROOT / f"report/results/{name}.json").read_text())
     if results["profile"] != "full":
@@ -44,7 +44,7 @@ def spread(rows, method, ood, metric, known="mnist"):
 
 def held_out_table():
     """Return the table of System C: the digit it was tuned on, and the digit held out."""
-    results = read_results("02_autoencoder_topology")
+    results = read_file("02_autoencoder_topology")
     reference = results["config"]["reference"]
     lines = [
         "| AUROC in %, ± sd over seeds | 8 (tuned on) | 4 (held out) |",
@@ -70,7 +70,7 @@ def held_out_table():
 
 def replication_table():
     """Return the table of the rebuilt System A against the original."""
-    results = read_results("03_alpha_calibration")
+    results = read_file("03_alpha_calibration")
     lines = [
         "| | original reports | ours, mean ± sd over seeds |",
         "|---|---|---|",
@@ -93,7 +93,7 @@ def replication_table():
 def detector_table():
     """Return the table of all open-set models, on the full test sets."""
     names = ("03_alpha_calibration", "03b_open_set_detector")
-    rows = [row for name in names for row in read_results(name)["rows"]]
+    rows = [row for name in names for row in read_file(name)["rows"]]
     columns = (("", "osr_mnist"), ("fashionmnist", "osr_ood"), ("cifar10", "osr_ood"))
     columns += (("kmnist", "osr_ood"), (MIX, "osr_total"))
     lines = [
@@ -118,7 +118,7 @@ def detector_table():
 
 def exposure_table():
     """Return the table of System B: six models, beside what the original reports."""
-    results = read_results("05_pixmix_outlier_exposure")
+    results = read_file("05_pixmix_outlier_exposure")
     rows, reference = results["rows"], results["config"]["reference"]
     models = [f"{kind}{suffix}" for kind in ("base", "sp", "pixmix") for suffix in ("", "+oe")]
     titles = ("base", "+ OE", "salt and pepper", "+ OE", "PixMix", "+ OE")
@@ -147,7 +147,7 @@ def exposure_table():
 
 def inversion_table():
     """Return the table of System D: the four experiments beside the original, and the improved."""
-    results = read_results("06_network_inversion")
+    results = read_file("06_network_inversion")
     rows, reference = results["rows"], results["config"]["reference"]
     sets = ("fashionmnist", "cifar10", "svhn")
     lines = [
@@ -173,7 +173,7 @@ def inversion_table():
 
 def one_vs_rest_table():
     """Return the table of System E: MNIST against each set, beside the original."""
-    results = read_results("07_one_vs_rest")
+    results = read_file("07_one_vs_rest")
     rows = [row for row in results["rows"] if row["system"] == "E"]
     reference, there = results["config"]["reference"], {row["ood"] for row in rows}
     sets = [ood for ood in reference if ood in there]
@@ -195,7 +195,7 @@ def one_vs_rest_table():
 
 def leaderboard_table():
     """Return the best score of every model of the leaderboard, by OSCR."""
-    rows = select_rows(read_results("07_one_vs_rest")["rows"], system="leaderboard", ood="*+*")
+    rows = select_rows(read_file("07_one_vs_rest")["rows"], system="leaderboard", ood="*+*")
     unknown, best = rows[0]["ood"], {}  # the rows of the mean over the unknown sets
     for row in sorted(select_rows(rows, metric="oscr"), key=lambda row: -row["value"]):
         best.setdefault(row["method"].split("/")[0], row["method"])

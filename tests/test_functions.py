@@ -14,7 +14,7 @@ from osr import functions
 
 
 def source_of(text, start="train", **names):
-    return functions.sources(run_cell(text, **names)[start])
+    return functions.source_digests(run_cell(text, **names)[start])
 
 
 TRAIN = """
@@ -157,12 +157,14 @@ def test_a_function_without_a_body_of_its_own_may_have_a_docstring():
 def test_several_starts_partials_methods_and_containers_are_followed():
     names = run_cell(TRAIN)
     loss, build = names["loss"], names["Network"]
-    assert set(functions.sources(loss, names["shrink"])) == {"loss", "shrink"}
-    assert set(functions.sources(partial(names["scaled"], by=loss))) == {"loss", "scaled"}
-    assert set(functions.sources([{"a": (loss,)}])) == {"loss"}
-    assert set(functions.sources(build().start)) == {"Base.start"}
-    assert functions.sources(torch.relu, partial(max, 1), cache, len, 3, None) == {}
-    assert functions.sources([loss] * functions.MOST) and not functions.sources([loss] * 101)
+    assert set(functions.source_digests(loss, names["shrink"])) == {"loss", "shrink"}
+    assert set(functions.source_digests(partial(names["scaled"], by=loss))) == {"loss", "scaled"}
+    assert set(functions.source_digests([{"a": (loss,)}])) == {"loss"}
+    assert set(functions.source_digests(build().start)) == {"Base.start"}
+    assert functions.source_digests(torch.relu, partial(max, 1), cache, len, 3, None) == {}
+    assert functions.source_digests([loss] * functions.MOST) and not functions.source_digests(
+        [loss] * 101
+    )
 
 
 def test_an_attribute_that_is_called_like_a_function_is_not_that_function():
@@ -199,14 +201,14 @@ def test_a_closure_that_is_not_filled_yet_does_no_harm():
         outer()
     """
     found = []
-    run_cell(text, found=found, sources=functions.sources)
+    run_cell(text, found=found, sources=functions.source_digests)
     assert list(found[0]) == ["outer.<locals>.train"]
 
 
 def test_a_function_that_was_typed_at_a_prompt_has_no_source_and_is_named():
     names = {"__name__": "a_notebook"}
     exec("def train(model):\n    return helper(model)\n\ndef helper(x):\n    return x", names)
-    assert set(functions.sources(names["train"])) == {"train", "helper"}
+    assert set(functions.source_digests(names["train"])) == {"train", "helper"}
 
 
 def test_the_texts_are_those_of_every_function_once_wherever_it_stands():
@@ -228,9 +230,9 @@ import pickle, sys
 from osr import functions
 
 function, known = pickle.load(sys.stdin.buffer)
-blind = functions.sources(function)
+blind = functions.source_digests(function)
 functions.remember(known)
-pickle.dump([blind, functions.sources(function)], sys.stdout.buffer)
+pickle.dump([blind, functions.source_digests(function)], sys.stdout.buffer)
 """
 
 
@@ -240,7 +242,7 @@ def test_another_process_with_other_orders_of_sets_reads_the_same():
     for part in ("import torch\n", "@torch.no_grad()\n", "@cache\n"):
         text = text.replace(part, "")
     names = run_cell(text)
-    here = functions.sources(names["train"])
+    here = functions.source_digests(names["train"])
     sent = cloudpickle.dumps([names["train"], functions.texts(names["train"])])
     for seed in ("1", "2"):
         told = subprocess.run(

@@ -147,8 +147,8 @@ def test_a_call_reads_the_same_sources_as_the_notebook(capsys):
         def describe(config, images):
             return sources(part)
     """
-    found, _ = sweep_cell(text, (1,), capsys, sources=functions.sources)
-    assert found == [functions.sources(run_cell(text, sources=None)["part"])]
+    found, _ = sweep_cell(text, (1,), capsys, sources=functions.source_digests)
+    assert found == [functions.source_digests(run_cell(text, sources=None)["part"])]
 
 
 def test_a_killed_sweep_goes_on_where_it_stopped(tmp_path):
@@ -200,3 +200,20 @@ def test_the_same_call_runs_on_a_dask_cluster(tmp_path, monkeypatch):
     assert "negative" in rows[1]["problem"] and calls == [-2, 1, 3]
     assert {row["result"]["process"] for row in rows if row["result"]} <= workers
     assert len(list(tmp_path.rglob("*.json"))) == 2  # stored here, not on a worker
+
+
+def test_what_a_call_defines_has_its_source_in_the_other_process():
+    """`fit_or_load` in a sweep stores what a notebook's function defines when it is called."""
+    names = run_cell(
+        """
+        from osr.functions import source_digests
+
+        def outer(config):
+            def inner(x):
+                return x + config["k"]
+            return source_digests(inner)
+        """
+    )
+    (row,) = sweep.run_sweep(names["outer"], [{"k": 1}], {})
+    assert row["result"] == names["outer"]({"k": 1})
+    assert row["result"]["outer.<locals>.inner"] != functions.digest([""])

@@ -339,13 +339,13 @@ def test_changed_code_is_said_and_the_weights_are_used(repository, capsys, shipp
     assert capsys.readouterr().out == f"loaded {model.checkpoint}\n"
     assert torch.equal(output(call_by_name("train", set_alpha_otherwise)), output(model))
     assert capsys.readouterr().out == (
-        f"loaded {model.checkpoint} (train changed since it was trained: to train anew, give "
-        "config a key more, or set OSR_RETRAIN=1)\n"
+        f"loaded {model.checkpoint} (train changed since; to train anew, give config one key more)"
+        "\n"
     )
     call_by_name("train", build=Wider)
-    assert "(Wider.forward changed since it was trained" in capsys.readouterr().out
+    assert "(Wider.forward changed since" in capsys.readouterr().out
     call_by_name("fit")
-    assert "(fit, train changed since it was trained" in capsys.readouterr().out
+    assert "(fit, train changed since" in capsys.readouterr().out
     assert path.read_bytes() == before
 
 
@@ -394,7 +394,19 @@ def test_weights_that_were_stored_without_their_code_get_it_when_accepted(
     assert set(weights.checkpoint_metadata(path)["source"]) == {"train", *TINY}
     call_by_name("train", set_alpha_otherwise)
     out = capsys.readouterr().out
-    assert out.startswith(loaded) and "(train changed since it was trained" in out
+    assert out.startswith(loaded) and "(train changed since" in out
+
+
+def test_a_retraining_trains_anew_what_has_changed_and_loads_the_rest(
+    repository, capsys, monkeypatch
+):
+    monkeypatch.setenv("OSR_RETRAIN", "1")
+    model = call_by_name("train")
+    capsys.readouterr()
+    assert torch.equal(output(call_by_name("train")), output(model))
+    assert capsys.readouterr().out == f"loaded {model.checkpoint}\n"
+    call_by_name("train", set_alpha_otherwise)
+    assert "training, seed" in capsys.readouterr().out
 
 
 # --- weights of one's own -------------------------------------------------------------------------
