@@ -19,7 +19,7 @@ from osr.caches import (
     read_cache,
 )
 from osr.paths import profile
-from osr.records import SETS, Record
+from osr.records import COLORS, SETS, Record
 
 _registered = {}  # (name, split) -> ImageSet
 
@@ -152,7 +152,7 @@ def register(name, train=None, test=None):
         Arrays, uint8 (N, H, W) or (N, H, W, 3) and integers (N,); or a .npz file with arrays
         ``images`` and ``labels``; or a folder that holds one folder of pictures for each class,
         which are numbered in alphabetical order (pictures of several sizes are resized to 64 x 64).
-        One of the two may be missing. Figures that colour by set want ``COLORS[name]``.
+        One of the two may be missing.
 
     Raises
     ------
@@ -161,6 +161,8 @@ def register(name, train=None, test=None):
     FileNotFoundError
         If there is no such file or folder.
     """
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"{name!r} is no name: give a text")
     mine = any(key[0] == name for key in _registered)
     if name in SETS and not mine:
         raise ValueError(f"{name!r} is a set of this repository: give yours another name")
@@ -172,6 +174,7 @@ def register(name, train=None, test=None):
         _registered.pop((name, split), None)
     _registered.update(found)
     SETS[name] = Record(name, "your own", "")
+    COLORS[name] = SETS[name].colour
 
 
 def _own_images(name, given):
@@ -197,7 +200,7 @@ def _own_images(name, given):
             f"{name!r} is a {type(given).__name__}: give a tuple (images, labels), a folder with "
             "one folder a class, or a .npz file"
         )
-    images, labels = (np.asarray(part) for part in given[:2])
+    images, labels = (np.array(part) for part in given[:2])  # what you change later stays yours
     if labels.dtype.kind in "iu":
         labels = labels.astype(np.int64)
     if problem := check_images(images, labels, None):

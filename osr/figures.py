@@ -3,12 +3,12 @@
 import torch
 
 from osr.paths import atomic_path, output_dir, profile, seeds
-from osr.records import SETS
+from osr.records import COLORS
 from osr.training import pick_device, seed_everything
 
 COLUMN_WIDTH, PAGE_WIDTH = 3.3, 6.8  # inches
 # Okabe & Ito's palette, which colour-blind readers tell apart: one colour a data set or method.
-COLORS = {name: record.colour for name, record in SETS.items()} | {
+COLORS |= {  # beside those of the data sets
     "reference": "#777777",
     "mnist-rest": "#0072B2", "mnist-8": "#D55E00", "mnist-4": "#009E73",
     "reconstruction": "#CC79A7", "best": "#0072B2",
@@ -98,7 +98,7 @@ def show_strips(strips, name="", *, captions=None, axis=None, size=5.5):
     axis.imshow(torch.cat(sheet, 1).permute(1, 2, 0).numpy(), interpolation="nearest")
     for x, y, text in texts:
         axis.text(x, y - 0.2 * line, text, fontsize=size, ha="center", va="bottom")
-    axis.set(xticks=[], yticks=centres, yticklabels=[label.strip() for label in rows])
+    axis.set(xticks=[], yticks=centres, yticklabels=[str(label).strip() for label in rows])
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
     axis.set_anchor("W")  # next to the labels, for which the layout makes room

@@ -85,3 +85,4 @@ SETS = {
     "letters": Record("letters", "drawn from matplotlib's fonts", "letters", wanted=()),
     "symbols": Record("symbols", "drawn from matplotlib's fonts", "symbols", wanted=()),
 }  # fmt: skip
+COLORS = {name: record.colour for name, record in SETS.items()}  # and of methods: osr.figures

@@ -95,14 +95,23 @@ def class_folders(folder):
     Pictures of one size are kept as they are, of several sizes resized to 64 x 64.
     """
     classes = sorted(path for path in folder.iterdir() if path.is_dir())
-    pictures, labels = [], []
+    pictures, labels, broken = [], [], []
     for label, place in enumerate(classes):
         for path in sorted(place.iterdir()):
-            if path.is_file() and not path.name.startswith("."):
+            if not path.is_file():
+                continue
+            try:
                 pictures.append(read_picture(path))
                 labels.append(label)
+            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+                broken.append(f"{place.name}/{path.name}")
+    if broken:
+        print(f"{folder}: {len(broken)} files are no pictures: {', '.join(broken)}")
     if not pictures:
-        raise ValueError(f"no picture in the folders of {folder}: make one folder for each class")
+        raise ValueError(
+            f"no readable picture in the folders of {folder}: make one folder for each class, and "
+            "put its pictures there"
+        )
     if len({picture.size for picture in pictures}) > 1:
         pictures = [picture.resize((64, 64), Image.Resampling.BILINEAR) for picture in pictures]
     return np.stack([np.asarray(picture) for picture in pictures]), np.array(labels, np.int64)

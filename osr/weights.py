@@ -31,7 +31,7 @@ def fit_or_load(name, config, train, *, build, data, note=""):
     ----------
     name : str
     config : dict
-        Everything that shapes the weights, JSON-able, with "seed".
+        Everything that shapes the weights, JSON-able, with "seed"; constants are not watched.
     train : callable
         ``train(model)`` trains in place (and calibrates what the model keeps in buffers). What it
         puts into the dict ``model.log``, tensors by name, is stored with the weights.
@@ -55,6 +55,8 @@ def fit_or_load(name, config, train, *, build, data, note=""):
         If shipped weights for this configuration exist for other training data (and `note` is
         empty), or a file of weights is damaged or does not fit.
     """
+    if "seed" not in config:
+        raise ValueError('config has no "seed": give one')
     sums = {key: checksum(value) for key, value in data.items()}
     config = json.loads(json.dumps(config))
     code = source_digests(train, build)
@@ -103,9 +105,8 @@ def _find_shipped(name, config, sums, file, note):
             )
         changed = [key for key in {**stored, **config} if stored.get(key) != config.get(key)]
         if fewest is None or len(changed) < fewest:
-            fewest = len(changed)
-            there = ", ".join(f"{key} = {stored.get(key)}" for key in changed)
-            nearest = f"shipped weights have {there}"
+            fewest, there = len(changed), [f"{key} = {stored.get(key)}" for key in changed]
+            nearest = f"shipped weights have {', '.join(there)}"
     return None, nearest
 
 
@@ -217,9 +218,9 @@ def load_weights(model, path):
         floats = (key for key, value in tensors.items() if value.is_floating_point())
         model.load_state_dict(tensors | {key: tensors[key].float() for key in floats})
     except Exception as error:
+        way_out = "`git checkout` it" if path.parent == shipped_dir() else "delete it"
         raise ValueError(
-            f"{path} is damaged or does not fit {type(model).__name__} ({error}); restore it with "
-            "`git checkout data/checkpoints`, or retrain with OSR_RETRAIN=1"
+            f"{path} is damaged or does not fit {type(model).__name__} ({error}); {way_out}"
         ) from error
     model.checkpoint, model.log = path.stem, log
     return model.to(memory_format=torch.channels_last).eval()  # twice as fast on a processor

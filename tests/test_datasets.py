@@ -253,7 +253,7 @@ def test_nothing_to_register_is_an_error(tmp_path):
         datasets.register("mine")
     with pytest.raises(FileNotFoundError, match="no file or folder .*nowhere: give the one"):
         datasets.register("mine", test=tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="no picture in the folders of .*one folder for each clas"):
+    with pytest.raises(ValueError, match="no readable picture in the folders of .*one folder"):
         datasets.register("mine", test=tmp_path)
 
 

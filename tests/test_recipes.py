@@ -66,12 +66,17 @@ def put(copy, block):
 
 def follow(copy, recipe):
     """Put the blocks of a recipe into their files; return what "try it" prints."""
-    blocks = re.findall(r"```python\n(.*?)```", RECIPES[recipe], re.DOTALL)
+    blocks = re.findall(r"```(?:python|text)\n(.*?)```", RECIPES[recipe], re.DOTALL)
     for block in blocks[:-1]:
         put(copy, block)
     assert blocks[-1].startswith("# try it\n")
     (copy / "try_it.py").write_text(blocks[-1])
     return run(copy, "try_it.py")
+
+
+def check(copy, room):
+    """Run the tests of a room in the copy."""
+    assert " passed" in run(copy, "-m", "pytest", "-q", "-x", f"tests/test_{room}.py")
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -85,12 +90,14 @@ def test_a_new_data_set_stands_in_a_table(copy):
     assert re.search(r"osr_detector +uci_digits +checkers +[01]\.\d{3}", table), table
     colour = "import osr_utils as osr; print(osr.COLORS['checkers'], osr.SETS['checkers'].title)"
     assert run(copy, "-c", colour).strip() == "#117733 checkerboards"
+    check(copy, "records")
 
 
 def test_a_new_score_and_a_new_detector_stand_in_a_table(copy):
     table = follow(copy, "A score or a detector")
     for name in ("entropy", "nearest_mean", "msp", "vim"):
         assert re.search(rf"^ *{name} +uci_digits +letters +[01]\.\d{{3}}", table, re.M), table
+    check(copy, "scores")
 
 
 def test_a_new_model_ships_and_stands_in_a_table(copy):
@@ -99,6 +106,7 @@ def test_a_new_model_ships_and_stands_in_a_table(copy):
     assert found and float(found[1]) > 0.8, table  # chance is one in eleven
     assert "'linear_detector']" in table
     assert len(list((copy / "data/checkpoints").glob("linear_detector-*.safetensors"))) == 1
+    check(copy, "models")
 
 
 @pytest.mark.runs
