@@ -21,14 +21,14 @@ _remembered = {}  # code -> text
 
 
 def source_digests(*start):
-    """Return {name: six digits of a digest} of functions, and of the functions that they call.
+    """Return {name: five digits of a digest} of functions, and of the functions that they call.
 
     Followed is what stands in the notebook, or in a module of your own, classes and
     containers of functions included; not the rooms of `osr`, nor libraries. Comments, docstrings
     and layout do not count, and neither do the values of constants.
     """
     return {
-        name: digest(sorted(_plain(_code(function)) for function in functions))[:6]
+        name: digest(sorted(_plain(_code(function)) for function in functions))[:5]
         for name, functions in _reachable(start).items()
     }
 
