@@ -29,11 +29,11 @@ $(VENV)/installed: requirements.txt pyproject.toml
 demo run notebooks retrain: $(VENV)/installed
 	$(PY) tests/run_notebooks.py $@
 
-test: $(VENV)/installed
-	$(PY) -m pytest tests
+test: check
+	$(PY) -m pytest tests -m runs
 
 check: lint
-	$(PY) -m pytest tests -m "not runs" --durations=0 --durations-min=2
+	$(PY) -m pytest tests -m "not runs" -n auto --dist loadfile
 
 report: $(VENV)/installed
 	$(PY) report/build.py

@@ -16,9 +16,8 @@ RECIPES = dict(part.split("\n", 1) for part in TEXT.split("\n## ")[1:])
 SHIPPED = "multitask_autoencoder plain_cnn osr_detector osr_detector_9k network_inversion".split()
 
 
-@pytest.fixture
-def copy(tmp_path):
-    """The code, the shipped models and the notebooks, without the rest."""
+def copied(tmp_path):
+    """Copy the code, the shipped models and the notebooks, without the rest."""
     for name in ("osr", "tests", "notebooks", "report/results"):
         ignored = shutil.ignore_patterns("__pycache__", ".*")
         shutil.copytree(ROOT / name, tmp_path / name, ignore=ignored)
@@ -64,19 +63,35 @@ def put(copy, block):
     path.write_text("\n".join(lines[:at] + code.split("\n")[:-1] + lines[at:]))
 
 
-def follow(copy, recipe):
-    """Put the blocks of a recipe into their files; return what "try it" prints."""
-    blocks = re.findall(r"```(?:python|text)\n(.*?)```", RECIPES[recipe], re.DOTALL)
-    for block in blocks[:-1]:
-        put(copy, block)
-    assert blocks[-1].startswith("# try it\n")
-    (copy / "try_it.py").write_text(blocks[-1])
-    return run(copy, "try_it.py")
+ALL = """
+import runpy, sys
+import pytest
+
+for number in "012":
+    print("\\n=== recipe", number)
+    runpy.run_path(f"try_{number}.py", run_name="__main__")
+import osr_utils as osr
+print(osr.COLORS["checkers"], osr.SETS["checkers"].title, "\\n=== tests")
+rooms = [f"tests/test_{room}.py" for room in ("records", "scores", "models")]
+sys.exit(pytest.main(["-q", "-x", *rooms]))
+"""
 
 
-def check(copy, room):
-    """Run the tests of a room in the copy."""
-    assert " passed" in run(copy, "-m", "pytest", "-q", "-x", f"tests/test_{room}.py")
+@pytest.fixture(scope="module")
+def followed(tmp_path_factory):
+    """Follow the first three recipes in one copy; return it, and what each "try it" prints.
+
+    Everything runs in one process, whose imports take longer than the rest; the tests of the rooms
+    that were extended come last.
+    """
+    copy = copied(tmp_path_factory.mktemp("recipes"))
+    for number, recipe in enumerate(list(RECIPES)[:3]):
+        blocks = re.findall(r"```(?:python|text)\n(.*?)```", RECIPES[recipe], re.DOTALL)
+        for block in blocks[:-1]:
+            put(copy, block)
+        assert blocks[-1].startswith("# try it\n")
+        (copy / f"try_{number}.py").write_text(blocks[-1])
+    return copy, run(copy, "-c", ALL).split("\n=== ")[1:]
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -85,32 +100,33 @@ def test_a_recipe_has_at_most_ten_steps(recipe):
     assert steps == [str(k) for k in range(1, len(steps) + 1)] and len(steps) <= 10
 
 
-def test_a_new_data_set_stands_in_a_table(copy):
-    table = follow(copy, "A data set")
+def test_a_new_data_set_stands_in_a_table(followed):
+    table = followed[1][0]
     assert re.search(r"osr_detector +uci_digits +checkers +[01]\.\d{3}", table), table
-    colour = "import osr_utils as osr; print(osr.COLORS['checkers'], osr.SETS['checkers'].title)"
-    assert run(copy, "-c", colour).strip() == "#117733 checkerboards"
-    check(copy, "records")
+    assert "#117733 checkerboards" in followed[1][2]
 
 
-def test_a_new_score_and_a_new_detector_stand_in_a_table(copy):
-    table = follow(copy, "A score or a detector")
+def test_a_new_score_and_a_new_detector_stand_in_a_table(followed):
+    table = followed[1][1]
     for name in ("entropy", "nearest_mean", "msp", "vim"):
         assert re.search(rf"^ *{name} +uci_digits +letters +[01]\.\d{{3}}", table, re.M), table
-    check(copy, "scores")
 
 
-def test_a_new_model_ships_and_stands_in_a_table(copy):
-    table = follow(copy, "A model")
+def test_a_new_model_ships_and_stands_in_a_table(followed):
+    copy, (*_, table, _) = followed
     found = re.search(r"linear_detector +uci_digits +([01]\.\d{3})", table)
     assert found and float(found[1]) > 0.8, table  # chance is one in eleven
     assert "'linear_detector']" in table
     assert len(list((copy / "data/checkpoints").glob("linear_detector-*.safetensors"))) == 1
-    check(copy, "models")
+
+
+def test_the_rooms_that_were_extended_pass_their_tests(followed):
+    assert " passed" in followed[1][3]
 
 
 @pytest.mark.runs
-def test_a_new_notebook_is_executed_stored_and_looked_at(copy):
+def test_a_new_notebook_is_executed_stored_and_looked_at(tmp_path):
+    copy = copied(tmp_path)
     text = (copy / "notebooks/template.ipynb").read_text(encoding="utf-8")
     path = copy / "notebooks/08_my_question.ipynb"
     path.write_text(text.replace("08_template", "08_my_question"), encoding="utf-8")
