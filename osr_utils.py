@@ -8,6 +8,7 @@
 | mix known images with unknown ones         | `CombinedDataset(mnist, ood)`                     |
 | use a trained detector                     | `load_model(name)`, `list_models()`, `ood_score`  |
 | load a data set, or a part of it           | `load_images(name, split)`, `sample_images`       |
+| know which data sets are here              | `available_sets(names, split)`, `is_available`    |
 | give a set of my own a name                | `register(name, train=..., test=...)`             |
 | turn images into model input               | `to_model_input(images)`                          |
 | split reproducibly                         | `sample_split`, `digit_split`                     |
@@ -38,11 +39,11 @@ from osr.contract import (
     predict,
 )
 from osr.datasets import (
+    available_sets,
     data_notes,
     digit_split,
     is_available,
     load_images,
-    register,
     sample_images,
     sample_split,
 )
@@ -64,12 +65,12 @@ from osr.models import (
     MultitaskAutoencoder,
     OpenSetDetector,
 )
+from osr.own_sets import register
 from osr.paths import (
     ROOT,
     atomic_path,
     checkpoint_dir,
     checksum,
-    data_dir,
     output_dir,
     profile,
     progress,
@@ -81,12 +82,12 @@ from osr.pictures import judge_pictures, load_pictures
 from osr.records import CORRUPTIONS, SETS
 from osr.results import (
     add_rows,
-    format_rows,
-    mean_and_deviation,
+    as_stored,
     read_results,
     row_values,
     save_results,
     select_rows,
+    stored_rows,
 )
 from osr.scores import (
     FEATURE_DETECTORS,
@@ -103,6 +104,7 @@ from osr.scores import (
 )
 from osr.submissions import judge_submissions, load_submission
 from osr.sweep import run_sweep
+from osr.tables import format_rows, mean_and_deviation
 from osr.training import pick_device, seed_everything, train
 from osr.weights import find_weights, fit_or_load, list_models, load_model, load_weights
 

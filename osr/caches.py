@@ -1,13 +1,12 @@
 """The decoded files of the data sets, <data>/<name>-<split>.npz: found, checked, downloaded."""
 
-import tempfile
+import shutil
 from typing import NamedTuple
 
 import numpy as np
 
-from osr.paths import atomic_path, data_dir
-
-_MEND = "delete it and run `make data`, or point OSR_DATA at a good copy"
+from osr.paths import ROOT, atomic_path, data_dirs, way_to_restore
+from osr.records import SETS
 
 
 class ImageSet(NamedTuple):
@@ -34,8 +33,14 @@ class DatasetNotFoundError(FileNotFoundError):
 
 
 def cache_path(name, split):
-    """Return where the decoded file of a split lies, or would lie."""
-    return data_dir() / f"{name}-{split}.npz"
+    """Return where the decoded file of a split lies, or where a download would put it."""
+    paths = [folder / f"{name}-{split}.npz" for folder in data_dirs()]
+    return next((path for path in paths if path.is_file()), paths[0])
+
+
+def cloned_path(name, split):
+    """Return where the repository holds a split, or None if it does not."""
+    return ROOT / f"data/{name}-{split}.npz" if split in SETS[name].cloned else None
 
 
 def check_images(images, labels, classes):
@@ -60,16 +65,25 @@ def read_cache(path, name, classes):
             arrays = {key: file[key] for key in file.files}
         images, labels = arrays["images"], arrays["labels"]
     except Exception as error:  # numpy and zipfile raise a dozen kinds for a damaged file
-        raise ValueError(f"{path} is damaged or no image cache ({error!r}); {_MEND}") from error
+        raise ValueError(
+            f"{path} is damaged or no image cache ({error!r}); {_way_out(path)}"
+        ) from error
     if problem := check_images(images, labels, classes):
-        raise ValueError(f"{path} is no cache of {name}: {problem}; {_MEND}")
+        raise ValueError(f"{path} is no cache of {name}: {problem}; {_way_out(path)}")
     return ImageSet(images, labels, name, str(arrays.get("note", "")))
+
+
+def _way_out(path):
+    if path in {cloned_path(name, split) for name in SETS for split in SETS[name].cloned}:
+        return way_to_restore(path)
+    return "delete it and run `make data`, or point OSR_DATA at a good copy"
 
 
 def download(name, split, record):
     """Build the decoded file of a set from its official source (`record`, of `osr.records`).
 
-    A DatasetNotFoundError says why it cannot, and names the ways out.
+    What has been downloaded stays until it is decoded, so the next try goes on from there. A
+    DatasetNotFoundError says why it cannot be had, and names the ways out.
     """
     from osr import sources
 
@@ -82,18 +96,19 @@ def download(name, split, record):
     elif not sources.online(record.address):
         problem = "the network does not answer"
     if problem is None:
+        folder = data_dirs()[0] / "downloads" / record.source
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-                for found, part, images, labels in sources.official(name, split, record, folder):
-                    if cache_path(found, part).is_file():
-                        continue  # a download brings more than was asked for; what is there stays
-                    with atomic_path(cache_path(found, part)) as temporary:
-                        with open(temporary, "wb") as file:
-                            np.savez_compressed(file, images=images, labels=labels)
+            folder.mkdir(parents=True, exist_ok=True)
+            for found, part, images, labels in sources.official(name, split, record, folder):
+                if cache_path(found, part).is_file():
+                    continue  # a download brings more than was asked for; what is there stays
+                with atomic_path(cache_path(found, part)) as temporary:
+                    with open(temporary, "wb") as file:
+                        np.savez_compressed(file, images=images, labels=labels)
         except (OSError, RuntimeError) as error:  # what torchvision raises for a failed download
             problem = f"the download failed ({error!r})"
         else:
+            shutil.rmtree(folder)
             return
     raise DatasetNotFoundError(
         f"no {path.name} in {path.parent}, and {problem}. Three ways out: run `make data` with a "

@@ -1,4 +1,4 @@
-"""Data sets by name: loading, drawing from them, and sets of one's own.
+"""Data sets by name: which are here, loading, drawing from them.
 
 `python -m osr.datasets` (`make data`) downloads every set that is not there yet.
 """
@@ -6,32 +6,40 @@
 import difflib
 import os
 import sys
-from pathlib import Path
 
 import numpy as np
 
-from osr.caches import (
-    DatasetNotFoundError,
-    ImageSet,
-    cache_path,
-    check_images,
-    download,
-    read_cache,
-)
-from osr.paths import profile
-from osr.records import COLORS, SETS, Record
+from osr.caches import DatasetNotFoundError, ImageSet, cache_path, download, read_cache
+from osr.own_sets import registered
+from osr.paths import profile, way_to_restore
+from osr.records import SETS
 
-_registered = {}  # (name, split) -> ImageSet
+DEMO_IMAGES = {"train": 4_000, "test": 1_000}  # of the sets in the repository
 
 
 def is_available(name, split):
     """Return whether `load_images` can answer at once, without a download."""
     record = _record(name, split)
-    if (name, split) in _registered:
+    if (name, split) in registered:
         return True
     if not record.address:  # a set that the dependencies bring; of a registered one, what is given
         return bool(record.source)
-    return bool(record.demo) if profile() == "demo" else cache_path(name, split).is_file()
+    if profile() == "demo" and split not in record.cloned:
+        return bool(record.demo)
+    return cache_path(name, split).is_file()
+
+
+def available_sets(names, split="test"):
+    """Return those of some data sets that are here; print, in one line, which are not."""
+    absent = [name for name in names if not is_available(name, split)]
+    if absent:
+        of_mnist_c = all(name.startswith("mnist_c/") for name in absent)
+        shown = "mnist_c" if of_mnist_c else ", ".join(absent)
+        print(
+            f"not here: {shown} ({split}; `make data` fetches it). What rests on it is left out "
+            "below, or, where it is marked °, as it was stored."
+        )
+    return [name for name in names if name not in absent]
 
 
 def load_images(name, split):
@@ -55,32 +63,52 @@ def load_images(name, split):
     ValueError
         For an unknown name or split, or a cache that is damaged or holds something else.
     DatasetNotFoundError
-        If the set is not cached and cannot be downloaded.
+        If the set is not here and cannot be downloaded.
     """
     record = _record(name, split)
-    if (name, split) in _registered:
-        return _registered[name, split]
+    if (name, split) in registered:
+        return registered[name, split]
     if not record.source:
         raise DatasetNotFoundError(
             f"{name!r} was registered without a {split} split: give register {split}=..."
         )
-    demo = profile() == "demo" and record.address
-    if demo and not record.demo:
-        there = ", ".join(other for other in SETS if SETS[other].demo)
-        raise DatasetNotFoundError(
-            f"the demo has no stand-in for {name!r}; it has {there}. "
-            "Use OSR_PROFILE=full for the real data"
-        )
-    if demo or not record.address:
+    if not record.address:
         from osr import sources
 
-        make = getattr(sources, record.demo if demo else record.source)
-        images, labels, note = make(name, split)
-        return ImageSet(images, labels, f"demo:{name}" if demo else name, note)
+        images, labels, note = getattr(sources, record.source)(name, split)
+        return ImageSet(images, labels, name, note)
+    if profile() == "demo" and split not in record.cloned:
+        return _stand_in(name, split, record)
     path = cache_path(name, split)
+    if not path.is_file() and split in record.cloned:
+        raise DatasetNotFoundError(
+            f"{path} belongs to the repository, but is not here: {way_to_restore(path)}"
+        )
     if not path.is_file():
         download(name, split, record)
-    return read_cache(path, name, record.classes)
+    found = read_cache(cache_path(name, split), name, record.classes)
+    if profile() == "full":
+        return found
+    n = DEMO_IMAGES[split]
+    note = f"the first {n:,} of {len(found.images):,} images"
+    return ImageSet(found.images[:n], found.labels[:n], name, note)
+
+
+def _stand_in(name, split, record):
+    """Return what stands in, in the demo, for a set that is not in the repository."""
+    from osr import sources
+
+    if not record.demo:
+        there = ", ".join(other for other in SETS if is_available(other, split))
+        raise DatasetNotFoundError(
+            f"the demo has no {name}-{split}; it has {there}. Use OSR_PROFILE=full for the real one"
+        )
+    if record.demo == "corrupted":
+        digits = load_images("mnist", split)
+        images, labels, note = sources.corrupted(name, digits.images), digits.labels, "made here"
+    else:
+        images, labels, note = getattr(sources, record.demo)(name, split)
+    return ImageSet(images, labels, f"demo:{name}", note)
 
 
 def sample_images(name, split, n, seed):
@@ -141,73 +169,6 @@ def sample_split(n, sizes, seed):
     return np.split(order[: sum(sizes)], np.cumsum(sizes)[:-1])
 
 
-def register(name, train=None, test=None):
-    """Give a data set of your own a name that `load_images` knows from then on, in this process.
-
-    Parameters
-    ----------
-    name : str
-        A new one; a name that you have registered before is replaced.
-    train, test : (images, labels), or str or Path
-        Arrays, uint8 (N, H, W) or (N, H, W, 3) and integers (N,); or a .npz file with arrays
-        ``images`` and ``labels``; or a folder that holds one folder of pictures for each class,
-        which are numbered in alphabetical order (pictures of several sizes are resized to 64 x 64).
-        One of the two may be missing.
-
-    Raises
-    ------
-    ValueError
-        If the name is taken, neither split is given, or a split is none of the above.
-    FileNotFoundError
-        If there is no such file or folder.
-    """
-    if not isinstance(name, str) or not name:
-        raise ValueError(f"{name!r} is no name: give a text")
-    mine = any(key[0] == name for key in _registered)
-    if name in SETS and not mine:
-        raise ValueError(f"{name!r} is a set of this repository: give yours another name")
-    given = {split: part for split, part in (("train", train), ("test", test)) if part is not None}
-    if not given:
-        raise ValueError(f"no images for {name!r}: give train=..., test=..., or both")
-    found = {(name, split): _own_images(name, part) for split, part in given.items()}
-    for split in ("train", "test"):
-        _registered.pop((name, split), None)
-    _registered.update(found)
-    SETS[name] = Record(name, "your own", "")
-    COLORS[name] = SETS[name].colour
-
-
-def _own_images(name, given):
-    note = given.note if isinstance(given, ImageSet) else ""
-    if isinstance(given, str | Path):
-        path = Path(given).expanduser()
-        if path.is_dir():
-            from osr import sources
-
-            return ImageSet(*sources.class_folders(path), name)
-        if not path.is_file():
-            raise FileNotFoundError(f"no file or folder {path}: give the one that holds {name!r}")
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                given = file["images"], file["labels"]
-                note = str(file["note"]) if "note" in file else ""
-        except Exception as error:  # as in `read_cache`
-            raise ValueError(
-                f"{path} cannot be read ({error!r}): give a .npz file with arrays images and labels"
-            ) from error
-    if not isinstance(given, tuple) or len(given) < 2:
-        raise ValueError(
-            f"{name!r} is a {type(given).__name__}: give a tuple (images, labels), a folder with "
-            "one folder a class, or a .npz file"
-        )
-    images, labels = (np.array(part) for part in given[:2])  # what you change later stays yours
-    if labels.dtype.kind in "iu":
-        labels = labels.astype(np.int64)
-    if problem := check_images(images, labels, None):
-        raise ValueError(f"{name!r} cannot be registered: {problem}")
-    return ImageSet(images, labels, name, note)
-
-
 def _record(name, split):
     if name not in SETS:
         close = difflib.get_close_matches(str(name).lower(), SETS, 1)
@@ -219,20 +180,28 @@ def _record(name, split):
 
 
 def download_all():
-    """Download every set that is not there yet; return those that did not come."""
+    """Download every set that is not there yet, each on its own; return those that did not come."""
     os.environ["OSR_PROFILE"] = "full"
-    missing = []
+    came, missing = [], {}
     for name, record in SETS.items():
         for split in record.wanted if record.address else ():
+            here, path = f"{name}-{split}", cache_path(name, split)
+            fetched = not path.is_file()
             try:
-                images = load_images(name, split).images
-                print(f"{name}-{split}: {len(images):,} images", flush=True)
+                if fetched:
+                    print(f"{here}: from {record.address}", flush=True)
+                    download(name, split, record)
+                print(f"{here}: {len(load_images(name, split).images):,} images", flush=True)
+                came += [here] * fetched
             except (DatasetNotFoundError, ValueError) as error:
-                missing.append(f"{name}-{split}")
-                print(f"{name}-{split}: {error}", flush=True)
+                missing[here] = str(error).split(". Three ways out")[0]
+                print(f"{here}: {missing[here]}", flush=True)
+    print(f"\nfetched: {', '.join(came) or 'nothing new'}")
     return missing
 
 
 if __name__ == "__main__":
     if not_here := download_all():
-        sys.exit(f"missing: {', '.join(not_here)}; run `make data` again later")
+        for this, why in not_here.items():
+            print(f"did not come: {this}: {why}")
+        sys.exit(f"{len(not_here)} did not come; `make data` tries these again")

@@ -26,7 +26,7 @@ def start_notebook(seed):
     device = pick_device()
     print(f"profile {profile()}, device {device}, torch {torch.__version__}, seeds {seeds()}")
     if profile() == "demo":
-        print("Small models on stand-in data: the text describes the real run, not this one.")
+        print("Small models on few images: the text describes the real run, not this one.")
     return device
 
 

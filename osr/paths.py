@@ -22,7 +22,7 @@ def profile():
     """
     value = os.environ.get("OSR_PROFILE") or "full"
     if value not in ("full", "demo"):
-        raise ValueError(f"OSR_PROFILE={value!r}: use 'full' (real data) or 'demo' (no download)")
+        raise ValueError(f"OSR_PROFILE={value!r}: use 'full' (the default) or 'demo' (small)")
     return value
 
 
@@ -48,19 +48,30 @@ def seeds():
         raise ValueError(f"SEEDS={text!r}: give whole numbers, such as SEEDS=0,1,2") from error
 
 
-def data_dir():
-    """Return the folder of the decoded data sets: ``OSR_DATA`` (seen from here), or data/."""
-    return (ROOT / (os.environ.get("OSR_DATA") or "data")).resolve()
+def data_dirs():
+    """Return the folders that may hold decoded data sets: ``OSR_DATA`` if it is set, then data/.
+
+    A relative ``OSR_DATA`` is seen from the repository; ``~`` and variables in it are expanded.
+    """
+    folders = [os.environ.get("OSR_DATA"), "data"]
+    return [_seen_from_here(folder) for folder in folders if folder]
 
 
 def output_dir():
-    """Return the folder of figures/, report/results/, own checkpoints/ (``OSR_OUTPUT``)."""
-    default = "." if profile() == "full" else ".demo"
-    return (ROOT / (os.environ.get("OSR_OUTPUT") or default)).resolve()
+    """Return the folder that receives all that a run writes: ``OSR_OUTPUT``, or .run (.demo).
+
+    So nothing that the repository stores is ever overwritten by running a notebook.
+    """
+    default = ".run" if profile() == "full" else ".demo"
+    return _seen_from_here(os.environ.get("OSR_OUTPUT") or default)
+
+
+def _seen_from_here(folder):
+    return (ROOT / os.path.expandvars(os.path.expanduser(folder))).resolve()
 
 
 def results_dir():
-    """Return the folder of the result files."""
+    """Return the folder of the result files that this run writes."""
     return output_dir() / "report/results"
 
 
@@ -76,8 +87,7 @@ def own_weights():
 
 def checkpoint_dir():
     """Return the folder that receives the weights which this run trains."""
-    beside = own_weights() and output_dir() != ROOT  # with its figures and results
-    return output_dir() / "checkpoints" if beside else shipped_dir() / "local"
+    return output_dir() / "checkpoints"
 
 
 def progress(iterable, description, total=None):
@@ -96,7 +106,8 @@ def atomic_path(path):
         handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=path.suffix)
     except OSError as error:
         raise OSError(
-            f"cannot write {path}: {error.strerror}. Make {path.parent} a writable folder"
+            f"cannot write {path}: {error.strerror}. Make {path.parent} a writable folder, or set "
+            "OSR_OUTPUT to one"
         ) from error
     os.close(handle)
     try:
@@ -105,6 +116,16 @@ def atomic_path(path):
         os.replace(temporary, path)
     finally:
         Path(temporary).unlink(missing_ok=True)
+
+
+def way_to_restore(path):
+    """Return how a file that belongs to the repository comes back, once it is gone or damaged."""
+    name = path.relative_to(ROOT).as_posix()
+    if path.is_file() and path.read_bytes()[:24] == b"version https://git-lfs.":
+        return f"it is a pointer of Git LFS, not the file: `git lfs pull --include {name}`"
+    if path.is_file():
+        return f"`git checkout -- {name}` brings it back"
+    return f"`git checkout -- {name}` brings it (a sparse clone: `git sparse-checkout disable`)"
 
 
 def checksum(array):

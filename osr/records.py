@@ -33,6 +33,8 @@ class Record(NamedTuple):
         The function of `osr.sources` that stands in for it in a demo; "" for none.
     wanted : tuple of str
         The splits that `make data` fetches.
+    cloned : tuple of str
+        The splits that come with the repository, in data/.
     """
 
     title: str
@@ -44,6 +46,7 @@ class Record(NamedTuple):
     colour: str = "#777777"
     demo: str = ""
     wanted: tuple = ("train", "test")
+    cloned: tuple = ()
 
 
 _MNIST = "https://ossci-datasets.s3.amazonaws.com"
@@ -52,13 +55,15 @@ _TORONTO = "https://www.cs.toronto.edu"
 _MNIST_C = "https://zenodo.org/record/3239543/files/mnist_c.zip"
 _TINY = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 SETS = {
-    "mnist": Record("MNIST", "CC BY-SA 3.0", "MNIST", _MNIST, colour="#0072B2", demo="digits"),
+    "mnist": Record(
+        "MNIST", "CC BY-SA 3.0", "MNIST", _MNIST, colour="#0072B2", cloned=("train", "test")
+    ),
     "fashionmnist": Record(
-        "FashionMNIST", "MIT", "FashionMNIST", _FASHION, colour="#D55E00", demo="letters"
+        "FashionMNIST", "MIT", "FashionMNIST", _FASHION, colour="#D55E00", cloned=("train", "test")
     ),
     "kmnist": Record(
         "KMNIST", "CC BY-SA 4.0", "KMNIST", "http://codh.rois.ac.jp", colour="#CC79A7",
-        demo="symbols",
+        cloned=("test",),
     ),
     "cifar10": Record(
         "CIFAR-10", "none stated", "CIFAR10", _TORONTO, colour="#009E73", demo="photographs"

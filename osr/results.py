@@ -1,18 +1,25 @@
-"""Result rows: add, select, average, lay out as text, save and read."""
+"""Result rows: add, select, compare with what is stored, save and read."""
 
 import json
 import math
 from fnmatch import fnmatchcase
+from functools import cache
 
 import numpy as np
 
-from osr.paths import ROOT, atomic_path, profile, results_dir
+from osr.datasets import is_available
+from osr.paths import ROOT, atomic_path, profile, results_dir, retraining
+from osr.records import SETS
 
 KEYS = ("system", "method", "id", "ood", "seed", "metric")  # what names a row
+TOLERANCE = 5e-4  # within which a value is the stored one: processors sum in different orders
+FLIPS = 3  # images of a share that may change sides for the same reason
 
 
-def add_rows(rows, values, *, system, method, known="mnist", ood="", seed=0, weights=""):
-    """Add one row a metric to the rows of a notebook.
+def add_rows(
+    rows, values, *, system, method, known="mnist", ood="", seed=0, weights="", images=0
+):  # fmt: skip
+    """Add one row a metric to the rows of a notebook; return the values as a table shows them.
 
     Parameters
     ----------
@@ -23,11 +30,81 @@ def add_rows(rows, values, *, system, method, known="mnist", ood="", seed=0, wei
         Metric -> value.
     system, method, known, ood, seed, weights
         What the values are of: see `save_results` (`known` is the row's "id").
+    images : int
+        Of how many images the values are shares, where these are few: see `agree`.
+
+    Returns
+    -------
+    dict of str to float
+        Metric -> the stored value where it agrees, else the given one (see `as_stored`).
     """
     row = {"system": system, "method": method, "id": known, "ood": ood, "seed": seed}
-    for metric, value in values.items():
-        full = row | {"weights": weights, "metric": metric, "value": float(value)}
-        rows[tuple(full[key] for key in KEYS)] = full
+    row |= {"weights": weights} | ({"images": images} if images else {})
+    added = [row | {"metric": metric, "value": float(value)} for metric, value in values.items()]
+    rows.update((name_of(row), row) for row in added)
+    return {row["metric"]: row["value"] for row in as_stored(added)}
+
+
+def name_of(row):
+    """Return what names a row: the tuple of its `KEYS`."""
+    return tuple(row[key] for key in KEYS)
+
+
+def agree(row, other):
+    """Return whether two values of a row are one, but for the order in which a processor sums.
+
+    They may differ by `TOLERANCE` (of the value, where that exceeds 1); of a share of few images,
+    by `FLIPS` images.
+    """
+    scale = max(1, abs(other["value"]))
+    images = row.get("images") or other.get("images")
+    few = FLIPS / images if images else 0
+    return abs(row["value"] - other["value"]) <= max(TOLERANCE * scale, few) + 1e-9
+
+
+def as_stored(rows):
+    """Return rows with the repository's stored value in place of one that agrees with it.
+
+    So a table prints the same text on every processor, and another number where one has moved: a
+    comparison of texts compares numbers. A demo and a retraining keep their own values.
+    """
+    rows = list(rows.values() if isinstance(rows, dict) else rows)
+    own = profile() == "demo" or retraining()
+    stored, result = {} if own else _stored_values(), []
+    for row in rows:
+        other = stored.get(name_of(row))
+        same = other is not None and agree(row, other)
+        result.append(row | {"value": other["value"] if same else round(row["value"], 6)})
+    return result
+
+
+def _stored_values():
+    files = sorted((ROOT / "report/results").glob("*.json"))
+    return _index(tuple((file, file.stat().st_mtime_ns) for file in files))
+
+
+@cache
+def _index(files):
+    return {name_of(row): row for file, _ in files for row in _read(file)["rows"]}
+
+
+def _read(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def missing_sets(row):
+    """Return the names of the data sets that a row's value rests on and that are not here."""
+    missing = []
+    for part in (row["id"], *row["ood"].split("+")):
+        name, _, split = part.partition("-")
+        names = [other for other in SETS if name in (other, other.split("/")[0])]
+        for other in names:
+            wanted = SETS[other].wanted  # a known set needs its training images as well
+            splits = ("train",) if split == "train" else wanted if part == row["id"] else ("test",)
+            if not all(is_available(other, each) for each in splits):
+                missing.append(name)
+                break
+    return missing
 
 
 def select_rows(rows, **wanted):
@@ -65,24 +142,12 @@ def row_values(rows, **wanted):
     return np.array([row["value"] for row in found])
 
 
-def mean_and_deviation(rows, **wanted):
-    """Return the text "mean ± standard deviation" of `row_values`, in per cent, halves rounded up.
-
-    The deviation is that of the values (divided by their number); a single value has none, and
-    "-" says that there is no value.
-    """
-    values = 100 * row_values(rows, **wanted)
-    if not len(values):
-        return "-"
-    parts = [values.mean()] if len(values) == 1 else [values.mean(), values.std()]
-    return " ± ".join(f"{part + 1e-9:.2f}" for part in parts)
-
-
 def save_results(notebook, rows, config, data_notes=None):
-    """Write a notebook's rows to report/results/<notebook>.json, atomically.
+    """Write a notebook's rows to report/results/<notebook>.json of the run's output, atomically.
 
-    Rows of the committed file whose seed was not computed this time are kept, if they belong to
-    the same configuration and their method was computed as well.
+    Two kinds of rows of the repository's file join them, if they belong to the same configuration:
+    those of other seeds than were computed, and, marked "stored", those that rest on a data set
+    which is not here.
 
     Parameters
     ----------
@@ -102,67 +167,61 @@ def save_results(notebook, rows, config, data_notes=None):
         If a row lacks a key, repeats another, or its value is not finite.
     """
     rows = list(rows.values() if isinstance(rows, dict) else rows)
-    seen = set()
+    seen, optional = set(), {"images", "stored"}
     for row in rows:
-        if set(row) != {*KEYS, "value", "weights"} or not math.isfinite(row["value"]):
+        if {*row} - optional != {*KEYS, "value", "weights"} or not math.isfinite(row["value"]):
             raise ValueError(f"bad row {row}: give {', '.join(KEYS)}, a finite value and weights")
-        identity = tuple(row[key] for key in KEYS)
-        if identity in seen:
-            raise ValueError(f"the row {identity} stands twice: give each a method of its own")
-        seen.add(identity)
-    order = (*KEYS[:-1], "weights", "metric")
-    rows = [{key: row[key] for key in order} | {"value": round(float(row["value"]), 6)}
-            for row in rows]  # fmt: skip
+        if name_of(row) in seen:
+            raise ValueError(f"the row {name_of(row)} stands twice: give each a method of its own")
+        seen.add(name_of(row))
     path = ROOT / f"report/results/{notebook}.json"
     if profile() == "full" and path.is_file():
         computed = {row["seed"] for row in rows}
         series = {tuple(row[key] for key in KEYS if key != "seed") for row in rows}
-        committed = json.loads(path.read_text(encoding="utf-8"))
+        committed = _read(path)
         if committed["config"] != json.loads(json.dumps(config)):
-            print("rows of other seeds are dropped: they belong to another configuration")
+            print("stored rows are dropped: they belong to another configuration")
             committed["rows"] = []
         for row in committed["rows"]:
-            name = tuple(row[key] for key in KEYS if key != "seed")
-            if row["seed"] not in computed and name in series:
+            own = tuple(row[key] for key in KEYS if key != "seed") in series
+            if row["seed"] not in computed and (own or missing_sets(row)):
                 rows.append(row)
+            elif name_of(row) not in seen and missing_sets(row):
+                rows.append(row | {"stored": True})
+    order = (*KEYS[:-1], "weights", "images", "stored", "metric")
+    rows = [{key: row[key] for key in order if key in row} | {"value": round(row["value"], 6)}
+            for row in rows]  # fmt: skip
     head = {"profile": profile(), "config": config, "data_notes": data_notes or {}}
+    write_results(results_dir() / f"{notebook}.json", head, rows)
+
+
+def write_results(path, head, rows):
+    """Write a file of results: what stands above the rows, and one line a row."""
     head = json.dumps(head, indent=1, ensure_ascii=False, allow_nan=False)
-    lines = ",\n".join("  " + json.dumps(row, ensure_ascii=False) for row in rows)  # one a line
-    text = f'{head[:-2]},\n "rows": [\n{lines}\n ]\n}}\n'
-    with atomic_path(results_dir() / f"{notebook}.json") as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    lines = ",\n".join("  " + json.dumps(row, ensure_ascii=False) for row in rows)
+    with atomic_path(path) as temporary:
+        temporary.write_text(f'{head[:-2]},\n "rows": [\n{lines}\n ]\n}}\n', encoding="utf-8")
 
 
 def read_results(notebook):
-    """Return the rows that `save_results` wrote; [] where there are none yet."""
-    path = results_dir() / f"{notebook}.json"
-    return json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []
+    """Return the rows that a notebook has saved: in this run, else those in the repository.
 
-
-def format_rows(rows, seed=0):
-    """Lay out rows as a text table: one line a method and unknown set, one column a metric.
-
-    Parameters
-    ----------
-    rows : dict or list of dict
-        As for `save_results`.
-    seed : int or None
-        The seed to show, or None for mean ± standard deviation over the seeds.
-
-    Returns
-    -------
-    str
-        Fractions with three decimals.
+    A demo and a retraining know their own alone; [] where there are none yet.
     """
-    import pandas as pd
+    path = results_files().get(notebook)
+    return _read(path)["rows"] if path else []
 
-    frame = pd.DataFrame(rows.values() if isinstance(rows, dict) else rows)
-    if seed is not None:
-        frame = frame[frame["seed"] == seed]
-    cells = frame.groupby(["method", "id", "ood", "metric"], sort=False)["value"]
-    text = cells.mean().map("{:.3f}".format)
-    if seed is None:
-        text = text + " ± " + cells.std(ddof=0).map("{:.3f}".format)
-    table = text.unstack("metric")[frame["metric"].unique()].fillna("")
-    table = table.reindex(frame.groupby(["method", "id", "ood"], sort=False).size().index)
-    return table.reset_index().to_string(index=False)
+
+def results_files():
+    """Return {notebook: path of its results}, as `read_results` finds them."""
+    folders = [results_dir()]
+    if profile() == "full" and not retraining():
+        folders.insert(0, ROOT / "report/results")
+    return {path.stem: path for folder in folders for path in sorted(folder.glob("*.json"))}
+
+
+def stored_rows(notebook, **wanted):
+    """Return rows of the repository's file, marked as "stored" (see `select_rows`)."""
+    path = ROOT / f"report/results/{notebook}.json"
+    rows = _read(path)["rows"] if path.is_file() else []
+    return [row | {"stored": True} for row in select_rows(rows, **wanted)]

@@ -11,8 +11,16 @@ from safetensors.torch import load_file, save
 from osr import paths
 from osr.functions import source_digests
 from osr.models import SHIPPED
-from osr.paths import atomic_path, checksum, digest, own_weights, shipped_dir
-from osr.results import read_results
+from osr.paths import (
+    atomic_path,
+    checksum,
+    digest,
+    own_weights,
+    profile,
+    shipped_dir,
+    way_to_restore,
+)
+from osr.results import read_results, results_files
 from osr.training import seed_everything
 
 LOG = "log."  # before the names of what a training leaves behind
@@ -87,6 +95,11 @@ def fit_or_load(name, config, train, *, build, data, note=""):
 
 def _find_shipped(name, config, sums, file, note):
     """Return (path, "") of shipped weights, or (None, why there are none)."""
+    if not any(shipped_dir().glob("*.safetensors")):
+        raise FileNotFoundError(
+            f"no weights in {shipped_dir()}, which belong to the repository: `git checkout -- "
+            "data/checkpoints` (a sparse clone: `git sparse-checkout disable`)"
+        )
     if (shipped_dir() / file).is_file():
         return shipped_dir() / file, ""
     nearest, fewest = "no weights of that name and seed ship", None
@@ -152,7 +165,11 @@ def load_model(name, device="cpu"):
     """
     if name not in SHIPPED:
         raise ValueError(f"no shipped model {name!r}; there are {', '.join(SHIPPED)}")
-    return load_weights(SHIPPED[name](), find_weights(name)).to(device)
+    path = find_weights(name)
+    if own_weights():
+        print(f"{name}: {path}, trained in this {'demo' if profile() == 'demo' else 'retraining'}; "
+              "without OSR_PROFILE and OSR_RETRAIN the shipped weights are loaded")  # fmt: skip
+    return load_weights(SHIPPED[name](), path).to(device)
 
 
 def list_models():
@@ -162,11 +179,7 @@ def list_models():
     saved for the model, as {"method | id | ood | metric": value}.
     """
     models = {}
-    rows = [
-        row
-        for path in sorted(paths.results_dir().glob("*.json"))
-        for row in read_results(path.stem)
-    ]
+    rows = [row for notebook in results_files() for row in read_results(notebook)]
     for name in SHIPPED:
         path = find_weights(name)
         meta = checkpoint_metadata(path)
@@ -199,7 +212,7 @@ def find_weights(name, seed=0):
     if len(found) != 1:
         raise FileNotFoundError(
             f"{len(found)} weight files {name}-*.safetensors of seed {seed} in {folder}, not one; "
-            + ("train it first (`make demo`)" if own else "see `git status` there")
+            + ("train it first (`make demo`)" if own else "`git status` says what became of it")
         )
     return found[0]
 
@@ -218,9 +231,8 @@ def load_weights(model, path):
         floats = (key for key, value in tensors.items() if value.is_floating_point())
         model.load_state_dict(tensors | {key: tensors[key].float() for key in floats})
     except Exception as error:
-        way_out = "`git checkout` it" if path.parent == shipped_dir() else "delete it"
         raise ValueError(
-            f"{path} is damaged or does not fit {type(model).__name__} ({error}); {way_out}"
+            f"{path} is damaged or does not fit {type(model).__name__} ({error}); {_way_out(path)}"
         ) from error
     model.checkpoint, model.log = path.stem, log
     return model.to(memory_format=torch.channels_last).eval()  # twice as fast on a processor
@@ -232,7 +244,13 @@ def checkpoint_metadata(path):
         with safe_open(path, "pt") as file:
             return json.loads(file.metadata()["meta"])
     except Exception as error:
-        raise ValueError(f"{path} is damaged or no weight file ({error!r}); delete it") from error
+        raise ValueError(
+            f"{path} is damaged or no weight file ({error!r}); {_way_out(path)}"
+        ) from error
+
+
+def _way_out(path):
+    return way_to_restore(path) if path.parent == shipped_dir() else "delete it"
 
 
 def _save(model, path, meta):

@@ -1,40 +1,70 @@
-"""Compile the report and the README's results tables: `python report/build.py [demo]`."""
+"""Compile report.pdf and write the tables of RESULTS.md: `python report/build.py [FOLDER]`.
+
+FOLDER is the output of a run (.run, .demo); without it, the repository. What the run has not made
+comes from the repository, and the report says so.
+"""
 
 import json
+import shutil
 import sys
+import tempfile
+from pathlib import Path
 
 import typst
 
 from osr_utils import ROOT, SETS, atomic_path, mean_and_deviation, row_values, select_rows
 
 BODY_PAGES = range(3, 6)  # the body has 3 to 5 pages; references and appendix come after
+RESULTS = {}  # notebook -> its results file, as `read_all` finds it
 
 
-def compile_report(folder=""):
-    """Compile report.typ with the results and figures of a folder ("" or "/.demo")."""
-    source = ROOT / "report/report.typ"
-    options = {"root": str(ROOT), "sys_inputs": {"folder": folder}, "ignore_system_fonts": True}
-    pdf, warnings = typst.compile_with_warnings(str(source), format="pdf", **options)
+def read_all(folder):
+    """Read the results files of a folder, and those of the repository that it lacks."""
+    RESULTS.clear()
+    for place in (ROOT, folder):
+        for path in sorted((place / "report/results").glob("*.json")):
+            RESULTS[path.stem] = json.loads(path.read_text(encoding="utf-8"))
+
+
+def compile_report(folder):
+    """Compile report.typ with the results and figures of a folder; return the path of the PDF."""
+    demo = RESULTS["01_data_splits"]["profile"] == "demo"
+    drawn = {path.name for path in (folder / "figures").glob("*.pdf")}
+    stored = [] if demo else [p for p in (ROOT / "figures").glob("*.pdf") if p.name not in drawn]
+    with tempfile.TemporaryDirectory() as temporary:
+        place = Path(temporary)
+        for name in ("report.typ", "refs.bib"):
+            shutil.copyfile(ROOT / "report" / name, place / name)
+        (place / "figures").mkdir()
+        for path in [*stored, *((folder / "figures" / name) for name in drawn)]:
+            shutil.copyfile(path, place / "figures" / path.name)
+        for name, results in RESULTS.items():
+            (place / f"{name}.json").write_text(json.dumps(results), encoding="utf-8")
+        options = {"root": temporary, "ignore_system_fonts": True}
+        options["sys_inputs"] = {"stored": " ".join(path.stem for path in stored)}
+        source = str(place / "report.typ")
+        pdf, warnings = typst.compile_with_warnings(source, format="pdf", **options)
+        marks = json.loads(typst.query(source, "<body-end>", field="value", **options))
     if warnings:
-        raise ValueError(f"typst warns: {[warning.message for warning in warnings]}; mend {source}")
-    marks = json.loads(typst.query(str(source), "<body-end>", field="value", **options))
-    if not folder and marks[0] not in BODY_PAGES:
-        raise ValueError(f"the body ends on page {marks[0]}, not 3 to 5; edit {source}")
-    target = ROOT / folder.strip("/") / "report/report.pdf"
-    with atomic_path(target) as temporary:
-        temporary.write_bytes(pdf)
+        raise ValueError(
+            f"typst warns: {[warning.message for warning in warnings]}; mend report.typ"
+        )
+    if not demo and marks[0] not in BODY_PAGES:
+        raise ValueError(f"the body ends on page {marks[0]}, not 3 to 5; edit report.typ")
+    target = folder / "report/report.pdf"
+    with atomic_path(target) as path:
+        path.write_bytes(pdf)
     return target
 
 
 MIX = "fashionmnist+cifar10"
 
 
-def read_file(name):
+def read_results(name):
     """Return a notebook's results file; its rows must be of the full profile."""
-    results = json.loads((ROOT / f"report/results/{name}.json").read_text())
-    if results["profile"] != "full":
-        raise ValueError("report/results holds demo results; run `make run`")
-    return results
+    if RESULTS[name]["profile"] != "full":
+        raise ValueError(f"{name}.json holds demo results; run `make run`")
+    return RESULTS[name]
 
 
 def spread(rows, method, ood, metric, known="mnist"):
@@ -44,7 +74,7 @@ def spread(rows, method, ood, metric, known="mnist"):
 
 def held_out_table():
     """Return the table of System C: the digit it was tuned on, and the digit held out."""
-    results = read_file("02_autoencoder_topology")
+    results = read_results("02_autoencoder_topology")
     reference = results["config"]["reference"]
     lines = [
         "| AUROC in %, ± sd over seeds | 8 (tuned on) | 4 (held out) |",
@@ -70,7 +100,7 @@ def held_out_table():
 
 def replication_table():
     """Return the table of the rebuilt System A against the original."""
-    results = read_file("03_alpha_calibration")
+    results = read_results("03_alpha_calibration")
     lines = [
         "| | original reports | ours, mean ± sd over seeds |",
         "|---|---|---|",
@@ -93,7 +123,7 @@ def replication_table():
 def detector_table():
     """Return the table of all open-set models, on the full test sets."""
     names = ("03_alpha_calibration", "03b_open_set_detector")
-    rows = [row for name in names for row in read_file(name)["rows"]]
+    rows = [row for name in names for row in read_results(name)["rows"]]
     columns = (("", "osr_mnist"), ("fashionmnist", "osr_ood"), ("cifar10", "osr_ood"))
     columns += (("kmnist", "osr_ood"), (MIX, "osr_total"))
     lines = [
@@ -118,7 +148,7 @@ def detector_table():
 
 def exposure_table():
     """Return the table of System B: six models, beside what the original reports."""
-    results = read_file("05_pixmix_outlier_exposure")
+    results = read_results("05_pixmix_outlier_exposure")
     rows, reference = results["rows"], results["config"]["reference"]
     models = [f"{kind}{suffix}" for kind in ("base", "sp", "pixmix") for suffix in ("", "+oe")]
     titles = ("base", "+ OE", "salt and pepper", "+ OE", "PixMix", "+ OE")
@@ -147,7 +177,7 @@ def exposure_table():
 
 def inversion_table():
     """Return the table of System D: the four experiments beside the original, and the improved."""
-    results = read_file("06_network_inversion")
+    results = read_results("06_network_inversion")
     rows, reference = results["rows"], results["config"]["reference"]
     sets = ("fashionmnist", "cifar10", "svhn")
     lines = [
@@ -173,7 +203,7 @@ def inversion_table():
 
 def one_vs_rest_table():
     """Return the table of System E: MNIST against each set, beside the original."""
-    results = read_file("07_one_vs_rest")
+    results = read_results("07_one_vs_rest")
     rows = [row for row in results["rows"] if row["system"] == "E"]
     reference, there = results["config"]["reference"], {row["ood"] for row in rows}
     sets = [ood for ood in reference if ood in there]
@@ -195,7 +225,7 @@ def one_vs_rest_table():
 
 def leaderboard_table():
     """Return the best score of every model of the leaderboard, by OSCR."""
-    rows = select_rows(read_file("07_one_vs_rest")["rows"], system="leaderboard", ood="*+*")
+    rows = select_rows(read_results("07_one_vs_rest")["rows"], system="leaderboard", ood="*+*")
     unknown, best = rows[0]["ood"], {}  # the rows of the mean over the unknown sets
     for row in sorted(select_rows(rows, metric="oscr"), key=lambda row: -row["value"]):
         best.setdefault(row["method"].split("/")[0], row["method"])
@@ -215,9 +245,9 @@ TABLES = (
 )  # fmt: skip
 
 
-def update_readme():
-    """Rewrite the README's tables, each between two markers that name its function."""
-    path = ROOT / "README.md"
+def write_tables(folder):
+    """Write RESULTS.md, each table between two markers that name its function."""
+    path = ROOT / "report/RESULTS.md"
     text = path.read_text(encoding="utf-8")
     for table in TABLES:
         begin, end = f"<!-- {table.__name__}: written by `make report` -->", "<!-- end -->"
@@ -226,16 +256,17 @@ def update_readme():
         if text.count(begin) != 1 or not found:
             raise ValueError(f"{path} must have one {begin} with an {end} after it")
         text = f"{before}{begin}\n{table()}\n{end}{after}"
-    with atomic_path(path) as temporary:
+    with atomic_path(folder / "report/RESULTS.md") as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
-def main(profile="full"):
-    """Build the report; in the full profile, the README's tables as well."""
-    if profile == "demo":
-        return compile_report("/.demo")
-    update_readme()
-    return compile_report()
+def main(folder=ROOT):
+    """Build the report of a folder and, in the full profile, its tables."""
+    folder = Path(folder).resolve()
+    read_all(folder)
+    if RESULTS["01_data_splits"]["profile"] == "full":
+        write_tables(folder)
+    return compile_report(folder)
 
 
 if __name__ == "__main__":

@@ -73,11 +73,11 @@ def demo(monkeypatch, data):
 @pytest.fixture
 def registry():
     """Forget afterwards what a test has registered."""
-    from osr import datasets
+    from osr.own_sets import registered
     from osr.records import SETS
 
     before = dict(SETS)
     yield SETS
     SETS.clear()
     SETS.update(before)
-    datasets._registered.clear()
+    registered.clear()

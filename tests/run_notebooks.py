@@ -1,34 +1,44 @@
-"""Execute the notebooks: `python tests/run_notebooks.py demo|run|notebooks|retrain [NN ...]`.
+"""Execute the notebooks: `python tests/run_notebooks.py COMMAND [NN ...]`.
 
-demo       small models on data that come inside the dependencies; everything lands in .demo/
-run        real data, shipped weights; compares with what is committed, then replaces it
-notebooks  as run, and rewrites the stored outputs in notebooks/
-retrain    every model from scratch (SEEDS=0 by default); resumes where it was stopped
+run        real images, shipped weights, no training, no download; compares with what is stored
+demo       small: every model trained in seconds, on a few hundred real images
+notebooks  as run, then replaces the stored outputs, figures, results and reports (maintainers)
+retrain    every model from scratch (SEEDS=0 by default); resumes where it was stopped (maintainers)
+restore    brings stored figures, results and reports back, and touches nothing else
 
-With numbers, such as `notebooks 06 07`, demo, run and notebooks execute those alone.
+Everything lands in .run (demo: .demo, retrain: .retrain) or in OSR_OUTPUT. With numbers, such as
+`run 06 07`, the first three execute those notebooks alone.
 """
 
 import ast
+import difflib
 import json
 import os
 import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nbformat
+from filelock import FileLock, Timeout
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from tqdm import tqdm
 
-import osr_utils
+from osr.caches import cache_path
+from osr.paths import ROOT as OSR_ROOT
+from osr.paths import output_dir, shipped_dir, way_to_restore
+from osr.records import SETS
+from osr.results import agree, as_stored, missing_sets, name_of, write_results
 
 ROOT = Path(__file__).resolve().parents[1]
 MARKER = "# NBVAL_CHECK_OUTPUT"
-TOLERANCE = 2e-4  # of a recomputed value, on the same data
-TOLERANCE_OTHER_DATA = 2e-2  # where the set is a copy on one side and the official one on the other
+TOLERANCE_OTHER_DATA = 2e-2  # where a set is a copy on one side and the official one on the other
+CORES = os.cpu_count() or 1
+AT_ONCE = min(2, CORES)  # notebooks; more would not find enough that is independent
 
 
 def notebooks(numbers=()):
@@ -40,11 +50,9 @@ def notebooks(numbers=()):
     return [path for path, number in zip(paths, known, strict=True) if number in (numbers or known)]
 
 
-def execute(path, environment, target, timeout=None):
+def execute(path, environment, target, timeout=None, after_cell=None):
     """Execute a notebook in its folder, with extra environment variables; write it to `target`."""
     notebook = nbformat.read(path, as_version=4)
-    cells = sum(cell.cell_type == "code" for cell in notebook.cells)
-    bar = tqdm(total=cells, desc=path.stem, unit="cell", leave=False)
     client = NotebookClient(
         notebook,
         timeout=timeout,
@@ -53,12 +61,11 @@ def execute(path, environment, target, timeout=None):
         coalesce_streams=True,
         extra_arguments=["--log-level=ERROR"],
         resources={"metadata": {"path": str(path.parent)}},
-        on_cell_executed=lambda **_: bar.update(),
+        on_cell_executed=after_cell and (lambda **_: after_cell()),
     )
     variables = {**os.environ, "OSR_PROGRESS": "0", **environment}
     try:
-        with bar:
-            client.execute(env={k: v for k, v in variables.items() if v is not None})
+        client.execute(env={k: v for k, v in variables.items() if v is not None})
     finally:  # a notebook that failed is written as well, with its error
         target.parent.mkdir(parents=True, exist_ok=True)
         nbformat.write(notebook, target)
@@ -90,169 +97,282 @@ NEEDS = {
 }  # fmt: skip
 
 
-def side_by_side(function):
-    """Call a function with every notebook, two at a time; return {stem: its answer}."""
-    paths, jobs = {path.stem.split("_")[0]: path for path in notebooks()}, {}
+def side_by_side(function, paths=None):
+    """Call a function with every notebook, or some, two at a time; return {stem: its answer}."""
+    paths = {path.stem.split("_")[0]: path for path in paths or notebooks()}
+    jobs = {}
 
     def work(number):
         for other in NEEDS.get(number, ()):
-            jobs[other].result()
+            if other in jobs:
+                jobs[other].result()
         return function(paths[number])
 
-    with ThreadPoolExecutor(2) as pool:
-        for number in (*NEEDS, *(paths.keys() - NEEDS.keys())):
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        for number in sorted(paths, key=[*NEEDS, *(paths.keys() - NEEDS.keys())].index):
             jobs[number] = pool.submit(work, number)
     return {paths[number].stem: job.result() for number, job in jobs.items()}
 
 
-def execute_all(output, environment, paths=None):
-    """Execute all notebooks, or some; figures, results and executed copies land in `output`."""
-    environment = {"OSR_OUTPUT": str(output), **environment}
-    for path in paths or notebooks():
-        start = time.perf_counter()
-        target = output / "notebooks" / path.name
+def execute_all(output, environment, paths):
+    """Execute notebooks, two at a time; figures, results and executed copies land in `output`."""
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, CORES // AT_ONCE))
+    environment = {"OSR_OUTPUT": str(output), "OMP_NUM_THREADS": threads, **environment}
+    environment |= {"OMP_WAIT_POLICY": "PASSIVE"}
+    cells = sum(len(code_cells(nbformat.read(path, as_version=4))) for path in paths)
+    bar = tqdm(total=cells, unit="cell", disable=None)  # none in a log
+
+    def run(path):
+        start, target = time.perf_counter(), output / "notebooks" / path.name
         try:
-            execute(path, environment, target)
+            execute(path, environment, target, after_cell=bar.update)
         except CellExecutionError as error:
-            sys.exit(f"{path.stem} stopped: {error.ename}: {error.evalue}\nWhere: see {target}")
-        print(f"{path.stem}: {time.perf_counter() - start:.0f} s", flush=True)
+            return f"{path.stem} stopped: {error.ename}: {error.evalue}\nWhere: see {target}"
+        bar.write(f"{path.stem}: {time.perf_counter() - start:.0f} s")
+
+    with bar:
+        problems = [*filter(None, side_by_side(run, paths).values())]
+    if problems:
+        sys.exit("\n".join(problems))
 
 
-def build_report(*arguments):
-    """Compile the report and the README's tables."""
-    subprocess.run([sys.executable, ROOT / "report/build.py", *arguments], check=True)
+def code_cells(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
 def checked_outputs(notebook):
     """Return the text of every checked cell, as {cell id: text}."""
     texts = {}
-    for cell in notebook.cells:
-        if cell.cell_type == "code" and cell.source.split("\n")[0] == MARKER:
+    for cell in code_cells(notebook):
+        if cell.source.split("\n")[0] == MARKER:
             texts[cell.id] = "".join(output.get("text", "") for output in cell.outputs)
     return texts
 
 
-def compare_rows(committed, recomputed):
-    """Return one line a seed-0 row whose value moved, is missing, or is new."""
-    keys = ("system", "method", "id", "ood", "metric")
-    values = [
-        {tuple(row[key] for key in keys): row["value"] for row in result["rows"] if not row["seed"]}
-        for result in (committed, recomputed)
+def compare_rows(stored, new):
+    """Compare the rows of seed 0 of two results files, `stored` and `new`.
+
+    Returns
+    -------
+    int
+        How many are equal, within the tolerance of `osr.results.agree`.
+    list of str
+        A line for each that differs, is missing, or is new.
+    Counter
+        For want of what how many were not computed.
+    """
+    sides = [
+        {name_of(row): row for row in side["rows"] if not row["seed"]} for side in (stored, new)
     ]
     noted = {
         name.split()[0]
-        for name in {*committed["data_notes"], *recomputed["data_notes"]}
-        if committed["data_notes"].get(name) != recomputed["data_notes"].get(name)
+        for name in {*stored["data_notes"], *new["data_notes"]}
+        if stored["data_notes"].get(name) != new["data_notes"].get(name)
     }
+    equal, lines, wanting = 0, [], Counter()
+    for name in dict.fromkeys([*sides[0], *sides[1]]):
+        old, now = (side.get(name) for side in sides)
+        if old and (now is None or now.get("stored")):
+            if missing := missing_sets(old):
+                wanting[missing[0]] += 1
+                continue
+            if now:
+                wanting["weights, which do not ship"] += 1
+                continue
+        other_data = noted & {name[2], *name[3].split("+")}
+        if old and now and other_data and abs(old["value"] - now["value"]) <= TOLERANCE_OTHER_DATA:
+            equal += 1
+        elif old and now and agree(now, old):
+            equal += 1
+        else:
+            values = (row and row["value"] for row in (old, now))
+            text = "stored {}, computed {}".format(*values)
+            lines.append(f"{' | '.join(str(part) for part in name if part != 0)}: {text}")
+    return equal, lines, wanting
+
+
+def compare_texts(stored, new):
+    """Return a line for each line of a checked cell that is stored and not printed, or new."""
     lines = []
-    for key in dict.fromkeys([*values[0], *values[1]]):
-        old, new = (side.get(key) for side in values)
-        other_data = noted & {key[2], *key[3].split("+")}
-        tolerance = TOLERANCE_OTHER_DATA if other_data else TOLERANCE
-        if old is None or new is None or abs(old - new) > tolerance:
-            lines.append(f"{' | '.join(key)}: committed {old}, recomputed {new}")
+    for cell, text in checked_outputs(stored).items():
+        found = checked_outputs(new).get(cell, "").splitlines()
+        for line in difflib.ndiff(text.splitlines(), found):
+            if line[:2] in ("- ", "+ "):
+                kind = "stored" if line[0] == "-" else "now   "
+                lines.append(f"cell {cell}, {kind}: {line[2:]}")
     return lines
 
 
 def compare(output, paths):
-    """Return (what differs in value or in a checked cell, what differs only in its bytes)."""
-    differences, bytes_only = [], []
+    """Compare what was executed with what is stored; print the result; return what differs."""
+    equal, differences, wanting = 0, [], Counter()
     for path in paths:
-        stored, new = (
-            checked_outputs(nbformat.read(p, as_version=4))
-            for p in (path, output / "notebooks" / path.name)
-        )
-        differences += [
-            f"{path.name}, cell {cell}: stored {stored[cell]!r}, now {new.get(cell)!r}"
-            for cell in stored
-            if stored[cell] != new.get(cell)
-        ]
+        pair = (nbformat.read(p, as_version=4) for p in (path, output / "notebooks" / path.name))
+        differences += [f"{path.name}, {line}" for line in compare_texts(*pair)]
         name = f"report/results/{path.stem}.json"
         if (ROOT / name).is_file():
-            differences += compare_rows(
-                *(json.loads((p / name).read_text()) for p in (ROOT, output))
-            )
-    for path in products(output):
-        old = ROOT / path.relative_to(output)
-        if not old.is_file() or old.read_bytes() != path.read_bytes():
-            bytes_only.append(str(path.relative_to(output)))
-    return differences, bytes_only
+            files = (json.loads((folder / name).read_text("utf-8")) for folder in (ROOT, output))
+            same, lines, missing = compare_rows(*files)
+            equal, differences, wanting = equal + same, differences + lines, wanting + missing
+    for line in differences:
+        print("DIFFERS  " + line)
+    print(f"{equal:,} stored values equal, {len(differences)} differ, {wanting.total():,} not "
+          "computed" + "".join(f"\n  {n:,} for want of {what}" for what, n in wanting.items()))  # fmt: skip
+    return differences
 
 
-def products(output):
-    """Return the figures and results under a folder."""
-    return [*sorted(output.glob("figures/*.p*")), *sorted(output.glob("report/results/*.json"))]
+def build_reports(folder):
+    """Build the reports from the results and figures of a folder; return its report.pdf."""
+    subprocess.run([sys.executable, ROOT / "report/build.py", folder], check=True)
+    return folder / "report/report.pdf"
 
 
 def weights_of_seed_0(folder):
     """Return the file names of the weights that the results' rows of seed 0 come from."""
     files = (folder / "report/results").glob("*.json")
-    rows = [row for file in files for row in json.loads(file.read_text())["rows"]]
+    rows = [row for file in files for row in json.loads(file.read_text("utf-8"))["rows"]]
     return {f"{row['weights']}.safetensors" for row in rows if row["seed"] == 0 and row["weights"]}
 
 
-def install(output):
-    """Copy figures and results into the repository."""
-    for path in products(output):
-        target = ROOT / path.relative_to(output)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, target)
-    local = output / "report/results/.local"
-    if local.is_dir():
-        shutil.copytree(local, ROOT / "report/results/.local", dirs_exist_ok=True)
+def refuse_half_a_clone():
+    """Stop if images or weights that belong to the repository are not here."""
+    paths = [cache_path(name, split) for name in SETS for split in SETS[name].cloned]
+    paths += [shipped_dir() / name for name in sorted(weights_of_seed_0(ROOT))]
+    gone = [path for path in paths if not path.is_file() or path.stat().st_size < 1000]
+    if gone:
+        sys.exit(
+            f"{len(gone)} of {len(paths)} files of images and weights are not here, such as "
+            f"{gone[0]}: {way_to_restore(gone[0])}"
+        )
+
+
+def refuse_poorer_data():
+    """Stop if what is stored rests on data sets that are not here."""
+    absent = set()
+    for file in (ROOT / "report/results").glob("*.json"):
+        results = json.loads(file.read_text("utf-8"))
+        absent.update(name for row in results["rows"] for name in missing_sets(row))
+    if absent:
+        sys.exit(
+            f"nothing was run or replaced: what is stored rests on {', '.join(sorted(absent))}, "
+            "which are not here. `make data` fetches them; or set OSR_DATA; or `make run`, which "
+            "leaves them out and replaces nothing"
+        )
+
+
+def forget(output):
+    """Remove the results and sweeps of an earlier run, by name; nothing else in the folder."""
+    for path in notebooks():
+        (output / f"report/results/{path.stem}.json").unlink(missing_ok=True)
+    shutil.rmtree(output / "report/results/.local/sweeps", ignore_errors=True)
+
+
+def install(output, keep_stored):
+    """Copy figures and results into the repository; values that agree keep their stored digits."""
+    for path in sorted(output.glob("figures/[0-9]*.p*")):
+        shutil.copyfile(path, ROOT / "figures" / path.name)
+    for path in notebooks():
+        name = f"report/results/{path.stem}.json"
+        if (output / name).is_file():
+            head = json.loads((output / name).read_text("utf-8"))
+            rows = head.pop("rows")
+            write_results(ROOT / name, head, as_stored(rows) if keep_stored else rows)
+
+
+def restore():
+    """Bring stored figures, results and reports back from git; nothing else is touched."""
+    kinds = ["figures/*.png", "figures/*.pdf", "report/results/*.json"]
+    kinds += ["report/report.pdf", "report/RESULTS.md"]
+    done = subprocess.run(["git", "checkout", "HEAD", "--", *kinds], cwd=ROOT)
+    print("figures, results and reports are as stored" if not done.returncode else "see above")
+    return done.returncode
+
+
+def run(output, paths, numbers):
+    """Execute on real images, build the report there, compare; return what differs."""
+    if not numbers:
+        forget(output)
+    execute_all(output, {"OSR_PROFILE": "full", "OSR_RETRAIN": None}, paths)
+    report = build_reports(output)
+    print(f"look at {report}, and at notebooks and figures in {output}")
+    return compare(output, paths)
+
+
+def demo(output, paths, numbers):
+    """Execute small, and build the report of it."""
+    if not numbers:
+        forget(output)
+    execute_all(output, {"OSR_PROFILE": "demo", "OSR_RETRAIN": None}, paths)
+    if not numbers:
+        build_reports(output)
+    print(f"look at {output / 'report/report.pdf'}, and at notebooks and figures beside it")
+    return []
+
+
+def store(output, paths, numbers):
+    """Run, and replace what is stored."""
+    refuse_poorer_data()
+    names = ", ".join(path.stem.split("_")[0] for path in paths)
+    print(f"replaces the stored outputs, figures and results of {names}, and the reports")
+    run(output, paths, numbers)
+    install(output, keep_stored=True)
+    for path in paths:
+        shutil.copyfile(output / "notebooks" / path.name, path)
+    build_reports(ROOT)
+    return []
+
+
+def retrain(output, paths, numbers):
+    """Train every model anew, and replace weights, figures and results."""
+    refuse_poorer_data()
+    print("replaces the shipped weights, and the stored figures and results, once all is trained")
+    finished = output / "finished"
+    if finished.is_file():
+        shutil.rmtree(output / "checkpoints")
+        forget(output)
+        finished.unlink()
+    execute_all(output, {"OSR_PROFILE": "full", "OSR_RETRAIN": "1"}, paths)
+    install(output, keep_stored=False)
+    old = {path.name for path in shipped_dir().glob("*.safetensors")}
+    for name in sorted(weights_of_seed_0(output)):
+        shutil.copyfile(output / "checkpoints" / name, shipped_dir() / name)
+        old.discard(name)
+    for name in old:  # only once all the new ones are in place
+        (shipped_dir() / name).unlink()
+    finished.touch()
+    print("new weights and results are in place; `make notebooks` stores the new outputs")
+    return []
 
 
 def main(command="", *numbers):
-    if osr_utils.ROOT != ROOT:  # an environment that was made for another clone
-        sys.exit(f"this Python imports osr_utils from {osr_utils.ROOT}: `pip install -e {ROOT}`")
-    start = time.perf_counter()
-    status, paths = 0, notebooks(numbers)
-    if command == "demo":
-        output = ROOT / ".demo"
-        if not numbers:
-            shutil.rmtree(output, ignore_errors=True)
-        execute_all(output, {"OSR_PROFILE": "demo", "OSR_RETRAIN": None}, paths)
-        if not numbers:
-            build_report("demo")
-        print(f"look at {output}/report/report.pdf, {output}/figures and {output}/notebooks")
-    elif command in ("run", "notebooks"):
-        output = ROOT / ".run"
-        shutil.rmtree(output, ignore_errors=True)
-        if numbers:  # the others' results, which some read
-            hidden = shutil.ignore_patterns(".*")  # the rows of earlier sweeps
-            shutil.copytree(ROOT / "report/results", output / "report/results", ignore=hidden)
-        execute_all(output, {"OSR_PROFILE": "full", "OSR_RETRAIN": None}, paths)
-        differences, bytes_only = compare(output, paths)
-        install(output)
-        if command == "notebooks":
-            for path in paths:
-                shutil.copyfile(output / "notebooks" / path.name, path)
-        build_report()
-        for line in differences:
-            print("DIFFERS  " + line)
-        for line in bytes_only:
-            print("new bytes  " + line)
-        print(f"{len(differences)} differences from what is committed")
-        status = int(bool(differences) and command == "run")
-    elif command == "retrain" and not numbers:
-        output, finished = ROOT / ".retrain", ROOT / ".retrain/finished"
-        if finished.is_file():
-            shutil.rmtree(output)
-        execute_all(output, {"OSR_PROFILE": "full", "OSR_RETRAIN": "1"})
-        install(output)
-        shipped = ROOT / "data/checkpoints"
-        old = {path.name for path in shipped.glob("*.safetensors")}
-        for name in sorted(weights_of_seed_0(output)):
-            shutil.copyfile(output / "checkpoints" / name, shipped / name)
-            old.discard(name)
-        for name in old:  # only once all the new ones are in place
-            (shipped / name).unlink()
-        finished.touch()
-        print("new weights and results are in place; `make notebooks` stores the new outputs")
-    else:
+    if OSR_ROOT != ROOT:  # an environment that was made for another clone
+        sys.exit(f"this Python imports osr from {OSR_ROOT}: `pip install -e {ROOT}`")
+    if command == "restore":
+        return restore()
+    works = {"run": run, "demo": demo, "notebooks": store, "retrain": retrain}
+    if command not in works or (command == "retrain" and numbers):
         sys.exit(__doc__)
+    start, paths = time.perf_counter(), notebooks(numbers)
+    os.environ["OSR_PROFILE"] = "demo" if command == "demo" else "full"
+    os.environ.pop("OSR_RETRAIN", None)
+    if command == "retrain":
+        os.environ.setdefault("OSR_OUTPUT", ".retrain")
+    output = output_dir()
+    refuse_half_a_clone()
+    lock = FileLock(output / ".lock", timeout=0)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        sys.exit(f"another run is at work in {output}: wait for it, or set OSR_OUTPUT to a folder")
+    except OSError as error:
+        sys.exit(
+            f"cannot write in {output} ({error.strerror}): set OSR_OUTPUT to a folder of yours"
+        )
+    with lock:
+        differences = works[command](output, paths, numbers)
     print(f"{command}: {time.perf_counter() - start:.0f} s")
-    return status
+    return int(bool(differences))
 
 
 if __name__ == "__main__":
