@@ -102,11 +102,12 @@ from osr.scores import (
     output_scores,
     uncertainty_estimate,
 )
+from osr.shipped import find_weights, list_models, load_model
 from osr.submissions import judge_submissions, load_submission
 from osr.sweep import run_sweep
 from osr.tables import format_rows, mean_and_deviation
 from osr.training import pick_device, seed_everything, train
-from osr.weights import find_weights, fit_or_load, list_models, load_model, load_weights
+from osr.weights import fit_or_load, load_weights
 
 # What `from osr_utils import *` brings: the contract, and nothing that hides another name.
 __all__ = [

@@ -216,8 +216,11 @@ def compare(output, paths):
             equal, differences, wanting = equal + same, differences + lines, wanting + missing
     for line in differences:
         print("DIFFERS  " + line)
-    print(f"{equal:,} stored values equal, {len(differences)} differ, {wanting.total():,} not "
-          "computed" + "".join(f"\n  {n:,} for want of {what}" for what, n in wanting.items()))  # fmt: skip
+    print(f"{equal:,} stored values equal, {len(differences)} differ, ", end="")
+    print(f"{wanting.total():,} not computed", end="")
+    for what, n in wanting.items():
+        print(f"\n  {n:,} for want of {what}", end="")
+    print()
     return differences
 
 
