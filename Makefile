@@ -1,22 +1,30 @@
 # Every target works from a fresh clone: the virtual environment is made on first use.
-PYTHON ?= python3
-VENV := .venv
+# `make run VENV=/some/folder OSR_OUTPUT=/another` works in a clone that is read-only, too.
+PYTHON ?= $(shell command -v python3 || command -v python || echo python3)
+VENV ?= .venv
 PY := $(VENV)/bin/python
 
-.PHONY: demo run notebooks retrain test check report data bench lint clean
+.PHONY: help run demo notebooks retrain restore test check report data bench lint
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo       everything, small, in minutes: no data, no download, results in .demo/"
-	@echo "make run        the real thing: real data, shipped weights, no training"
-	@echo "make test       the whole test suite: every notebook is executed, small and, where the data are, in full"
-	@echo "make check      its fast part, and lint: no notebook is executed"
-	@echo "make notebooks  as run, and rewrite the outputs stored in notebooks/"
-	@echo "make retrain    every model from scratch (SEEDS=0,1,2,3,4 for all seeds)"
-	@echo "make report     compile report/report.pdf and the README's tables from the results"
-	@echo "make data       download all data sets, the optional ones too"
-	@echo "make bench      how fast, against the plain way"
+	@echo "make run        every notebook on real images with the shipped weights, into .run/"
+	@echo "                (no download, no training; nothing that is stored changes)"
+	@echo "make demo       every notebook small, every model trained in seconds, into .demo/"
+	@echo "make test       check, then every notebook: small, and against what is stored"
+	@echo "make check      its fast part: lint, and every test that runs no notebook"
+	@echo "make data       fetch the other data sets, about 1 GB; run it again to go on"
+	@echo "make restore    bring the stored figures, results and reports back"
 	@echo "make lint       ruff"
+	@echo "make bench      how fast, against the plain way"
+	@echo
+	@echo "For maintainers:"
+	@echo "make notebooks  as run, then replace the stored outputs, figures, results and reports"
+	@echo "make retrain    train every model from scratch (SEEDS=0,1,2,3,4 for five seeds)"
+	@echo "make report     report/report.pdf and the tables of report/RESULTS.md, from the results"
+	@echo
+	@echo "OSR_DATA=folder: where more data sets lie. OSR_OUTPUT=folder: instead of .run/ or .demo/"
+	@echo "PYTHON=python3.12: which Python. VENV=folder: where the environment is made"
 
 # uv takes a fifth of pip's time; where it finds no index that pip is told of, pip serves.
 $(VENV)/installed: requirements.txt pyproject.toml
@@ -26,7 +34,7 @@ $(VENV)/installed: requirements.txt pyproject.toml
 		|| $(PY) -m pip install --disable-pip-version-check -r requirements.txt
 	@touch $@
 
-demo run notebooks retrain: $(VENV)/installed
+run demo notebooks retrain restore: $(VENV)/installed
 	$(PY) tests/run_notebooks.py $@
 
 test: check
@@ -46,6 +54,3 @@ bench: $(VENV)/installed
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
-
-clean:
-	rm -rf .demo .run .retrain osr_mnist.egg-info

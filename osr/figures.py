@@ -2,7 +2,7 @@
 
 import torch
 
-from osr.paths import atomic_path, output_dir, profile, seeds
+from osr.paths import ROOT, atomic_path, output_dir, profile, seeds
 from osr.records import COLORS
 from osr.training import pick_device, seed_everything
 
@@ -25,6 +25,9 @@ def start_notebook(seed):
     use_report_style()
     device = pick_device()
     print(f"profile {profile()}, device {device}, torch {torch.__version__}, seeds {seeds()}")
+    output = output_dir()
+    print("figures and results go to",
+          output.relative_to(ROOT) if output.is_relative_to(ROOT) else output)  # fmt: skip
     if profile() == "demo":
         print("Small models on few images: the text describes the real run, not this one.")
     return device

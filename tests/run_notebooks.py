@@ -249,12 +249,13 @@ def refuse_half_a_clone():
         )
 
 
-def refuse_poorer_data():
-    """Stop if what is stored rests on data sets that are not here."""
+def refuse_poorer_data(paths):
+    """Stop if what is stored of some notebooks rests on data sets that are not here."""
     absent = set()
-    for file in (ROOT / "report/results").glob("*.json"):
-        results = json.loads(file.read_text("utf-8"))
-        absent.update(name for row in results["rows"] for name in missing_sets(row))
+    for path in paths:
+        file = ROOT / f"report/results/{path.stem}.json"
+        rows = json.loads(file.read_text("utf-8"))["rows"] if file.is_file() else []
+        absent.update(name for row in rows for name in missing_sets(row))
     if absent:
         sys.exit(
             f"nothing was run or replaced: what is stored rests on {', '.join(sorted(absent))}, "
@@ -270,12 +271,15 @@ def forget(output):
     shutil.rmtree(output / "report/results/.local/sweeps", ignore_errors=True)
 
 
-def install(output, keep_stored):
-    """Copy figures and results into the repository; values that agree keep their stored digits."""
-    for path in sorted(output.glob("figures/[0-9]*.p*")):
-        shutil.copyfile(path, ROOT / "figures" / path.name)
-    for path in notebooks():
-        name = f"report/results/{path.stem}.json"
+def install(output, paths, keep_stored):
+    """Copy figures and results of notebooks into the repository.
+
+    With `keep_stored`, values that agree with the stored ones keep their digits.
+    """
+    for path in paths:
+        number, name = path.stem.split("_")[0], f"report/results/{path.stem}.json"
+        for figure in sorted(output.glob(f"figures/{number}_*.p*")):
+            shutil.copyfile(figure, ROOT / "figures" / figure.name)
         if (output / name).is_file():
             head = json.loads((output / name).read_text("utf-8"))
             rows = head.pop("rows")
@@ -314,11 +318,11 @@ def demo(output, paths, numbers):
 
 def store(output, paths, numbers):
     """Run, and replace what is stored."""
-    refuse_poorer_data()
+    refuse_poorer_data(paths)
     names = ", ".join(path.stem.split("_")[0] for path in paths)
     print(f"replaces the stored outputs, figures and results of {names}, and the reports")
     run(output, paths, numbers)
-    install(output, keep_stored=True)
+    install(output, paths, keep_stored=True)
     for path in paths:
         shutil.copyfile(output / "notebooks" / path.name, path)
     build_reports(ROOT)
@@ -327,7 +331,7 @@ def store(output, paths, numbers):
 
 def retrain(output, paths, numbers):
     """Train every model anew, and replace weights, figures and results."""
-    refuse_poorer_data()
+    refuse_poorer_data(paths)
     print("replaces the shipped weights, and the stored figures and results, once all is trained")
     finished = output / "finished"
     if finished.is_file():
@@ -335,7 +339,7 @@ def retrain(output, paths, numbers):
         forget(output)
         finished.unlink()
     execute_all(output, {"OSR_PROFILE": "full", "OSR_RETRAIN": "1"}, paths)
-    install(output, keep_stored=False)
+    install(output, paths, keep_stored=False)
     old = {path.name for path in shipped_dir().glob("*.safetensors")}
     for name in sorted(weights_of_seed_0(output)):
         shutil.copyfile(output / "checkpoints" / name, shipped_dir() / name)
