@@ -31,8 +31,10 @@ def load_model(name, device="cpu"):
         raise ValueError(f"no shipped model {name!r}; there are {', '.join(SHIPPED)}")
     path = find_weights(name)
     if own_weights():
-        print(f"{name}: {path}, trained in this {'demo' if profile() == 'demo' else 'retraining'}; "
-              "without OSR_PROFILE and OSR_RETRAIN the shipped weights are loaded")  # fmt: skip
+        kind, name_of = ("demo", "PROFILE") if profile() == "demo" else ("retraining", "RETRAIN")
+        print(
+            f"{name}: weights of this {kind}, {path.stem}; without OSR_{name_of} the shipped ones"
+        )
     return load_weights(SHIPPED[name](), path).to(device)
 
 
