@@ -1,6 +1,7 @@
 """The decoded files of the data sets, <data>/<name>-<split>.npz: found, checked, downloaded."""
 
 import shutil
+from contextlib import suppress
 from typing import NamedTuple
 
 import numpy as np
@@ -99,16 +100,22 @@ def download(name, split, record):
         folder = data_dirs()[0] / "downloads" / record.source
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            for old in folder.rglob("*"):  # archives have a checksum, what was unpacked has none
+                if old.is_file() and old.suffix not in (".gz", ".zip", ".mat"):
+                    old.unlink()
             for found, part, images, labels in sources.official(name, split, record, folder):
                 if cache_path(found, part).is_file():
                     continue  # a download brings more than was asked for; what is there stays
                 with atomic_path(cache_path(found, part)) as temporary:
                     with open(temporary, "wb") as file:
                         np.savez_compressed(file, images=images, labels=labels)
-        except (OSError, RuntimeError) as error:  # what torchvision raises for a failed download
-            problem = f"the download failed ({error!r})"
+        except Exception as error:  # torchvision and the network raise half a dozen kinds
+            problem = f"the download failed ({error!r}); what has come is kept in {folder}, delete "
+            problem += "that if this happens again"
         else:
             shutil.rmtree(folder)
+            with suppress(OSError):  # another set is still on its way
+                folder.parent.rmdir()
             return
     raise DatasetNotFoundError(
         f"no {path.name} in {path.parent}, and {problem}. Three ways out: run `make data` with a "

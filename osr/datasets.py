@@ -9,7 +9,14 @@ import sys
 
 import numpy as np
 
-from osr.caches import DatasetNotFoundError, ImageSet, cache_path, download, read_cache
+from osr.caches import (
+    DatasetNotFoundError,
+    ImageSet,
+    cache_path,
+    cloned_path,
+    download,
+    read_cache,
+)
 from osr.own_sets import registered
 from osr.paths import profile, way_to_restore
 from osr.records import SETS
@@ -82,7 +89,8 @@ def load_images(name, split):
     path = cache_path(name, split)
     if not path.is_file() and split in record.cloned:
         raise DatasetNotFoundError(
-            f"{path} belongs to the repository, but is not here: {way_to_restore(path)}"
+            f"{cloned_path(name, split)} belongs to the repository, but is not here: "
+            f"{way_to_restore(cloned_path(name, split))}"
         )
     if not path.is_file():
         download(name, split, record)
@@ -90,7 +98,8 @@ def load_images(name, split):
     if profile() == "full":
         return found
     n = DEMO_IMAGES[split]
-    note = f"the first {n:,} of {len(found.images):,} images"
+    note = f"the first {n:,} of {len(found.images):,} images" if n < len(found.images) else ""
+    note = "; ".join(filter(None, [found.note, note]))
     return ImageSet(found.images[:n], found.labels[:n], name, note)
 
 
@@ -182,11 +191,14 @@ def _record(name, split):
 def download_all():
     """Download every set that is not there yet, each on its own; return those that did not come."""
     os.environ["OSR_PROFILE"] = "full"
-    came, missing = [], {}
+    came, missing, failed = [], {}, set()
     for name, record in SETS.items():
         for split in record.wanted if record.address else ():
-            here, path = f"{name}-{split}", cache_path(name, split)
-            fetched = not path.is_file()
+            here = f"{name}-{split}"
+            fetched = not cache_path(name, split).is_file() and split not in record.cloned
+            if fetched and record.source in failed:
+                missing[here] = "as the one before it, from the same place"
+                continue
             try:
                 if fetched:
                     print(f"{here}: from {record.address}", flush=True)
@@ -194,6 +206,7 @@ def download_all():
                 print(f"{here}: {len(load_images(name, split).images):,} images", flush=True)
                 came += [here] * fetched
             except (DatasetNotFoundError, ValueError) as error:
+                failed |= {record.source} if fetched else set()
                 missing[here] = str(error).split(". Three ways out")[0]
                 print(f"{here}: {missing[here]}", flush=True)
     print(f"\nfetched: {', '.join(came) or 'nothing new'}")

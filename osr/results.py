@@ -98,12 +98,11 @@ def missing_sets(row):
     for part in (row["id"], *row["ood"].split("+")):
         name, _, split = part.partition("-")
         names = [other for other in SETS if name in (other, other.split("/")[0])]
-        for other in names:
-            wanted = SETS[other].wanted  # a known set needs its training images as well
-            splits = ("train",) if split == "train" else wanted if part == row["id"] else ("test",)
-            if not all(is_available(other, each) for each in splits):
-                missing.append(name)
-                break
+        # A known set needs its training images as well.
+        splits = ("train",) if split == "train" else ("test", "train")[: 1 + (part == row["id"])]
+        needed = [(other, each) for other in names for each in splits if each in SETS[other].wanted]
+        if not all(is_available(*one) for one in needed):
+            missing.append(name)
     return missing
 
 
@@ -176,7 +175,7 @@ def save_results(notebook, rows, config, data_notes=None):
         seen.add(name_of(row))
     path = ROOT / f"report/results/{notebook}.json"
     if profile() == "full" and path.is_file():
-        computed = {row["seed"] for row in rows}
+        computed = {row["seed"] for row in rows} or {0}
         series = {tuple(row[key] for key in KEYS if key != "seed") for row in rows}
         committed = _read(path)
         if committed["config"] != json.loads(json.dumps(config)):

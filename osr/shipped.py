@@ -78,6 +78,10 @@ def find_weights(name, seed=0):
     if len(found) != 1:
         raise FileNotFoundError(
             f"{len(found)} weight files {name}-*.safetensors of seed {seed} in {folder}, not one; "
-            + ("train it first (`make demo`)" if own else "`git status` says what became of it")
+            + (
+                "train it first (`make demo`)"
+                if own
+                else "`git checkout -- data/checkpoints` brings what belongs there"
+            )
         )
     return found[0]

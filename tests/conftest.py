@@ -27,22 +27,25 @@ def sandbox(monkeypatch, tmp_path):
 
 @pytest.fixture
 def repository(monkeypatch, sandbox):
-    """Stand an empty repository in for this one, which ships a single model."""
-    from osr import models, paths, results, weights
+    """Stand a repository in for this one: no images, no results, weights of one strange model."""
+    from helpers import STRANGER
+    from osr import caches, models, paths, results, shipped
 
     root = sandbox / "repository"
-    root.mkdir()
-    for room in (paths, results):
+    for room in (paths, caches, results):
         monkeypatch.setattr(room, "ROOT", root)
-    shipped = {"multitask_autoencoder": models.MultitaskAutoencoder}
-    monkeypatch.setattr(weights, "SHIPPED", shipped)
+    (root / "data/checkpoints").mkdir(parents=True)
+    (root / "data/checkpoints" / STRANGER).touch()
+    known = {"multitask_autoencoder": models.MultitaskAutoencoder}
+    monkeypatch.setattr(shipped, "SHIPPED", known)
     monkeypatch.delenv("OSR_OUTPUT")
+    monkeypatch.delenv("OSR_DATA", raising=False)
     return root
 
 
 @pytest.fixture
 def data(monkeypatch, tmp_path):
-    """Return an empty data folder."""
+    """Return an empty data folder, which comes before that of the repository."""
     folder = tmp_path / "data"
     folder.mkdir()
     monkeypatch.setenv("OSR_DATA", str(folder))
@@ -62,7 +65,7 @@ def network(monkeypatch):
 
 @pytest.fixture
 def demo(monkeypatch, data):
-    """Run in the demo profile; a look at the network is an error."""
+    """Run in the demo profile with an empty data folder; a look at the network is an error."""
     from osr import sources
 
     monkeypatch.setenv("OSR_PROFILE", "demo")
@@ -74,10 +77,11 @@ def demo(monkeypatch, data):
 def registry():
     """Forget afterwards what a test has registered."""
     from osr.own_sets import registered
-    from osr.records import SETS
+    from osr.records import COLORS, SETS
 
-    before = dict(SETS)
+    before = dict(SETS), dict(COLORS)
     yield SETS
-    SETS.clear()
-    SETS.update(before)
+    for names, old in zip((SETS, COLORS), before, strict=True):
+        names.clear()
+        names.update(old)
     registered.clear()

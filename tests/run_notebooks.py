@@ -28,7 +28,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from tqdm import tqdm
 
-from osr.caches import cache_path
+from osr.caches import cache_path, cloned_path
 from osr.paths import ROOT as OSR_ROOT
 from osr.paths import output_dir, shipped_dir, way_to_restore
 from osr.records import SETS
@@ -239,7 +239,11 @@ def weights_of_seed_0(folder):
 
 def refuse_half_a_clone():
     """Stop if images or weights that belong to the repository are not here."""
-    paths = [cache_path(name, split) for name in SETS for split in SETS[name].cloned]
+    paths = []
+    for name in SETS:
+        for split in SETS[name].cloned:
+            path = cache_path(name, split)
+            paths.append(path if path.is_file() else cloned_path(name, split))
     paths += [shipped_dir() / name for name in sorted(weights_of_seed_0(ROOT))]
     gone = [path for path in paths if not path.is_file() or path.stat().st_size < 1000]
     if gone:
@@ -254,7 +258,9 @@ def refuse_poorer_data(paths):
     absent = set()
     for path in paths:
         file = ROOT / f"report/results/{path.stem}.json"
-        rows = json.loads(file.read_text("utf-8"))["rows"] if file.is_file() else []
+        stored = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+        noted = [name.replace(" ", "-") for name in stored.get("data_notes", ())]
+        rows = [*stored.get("rows", ()), *({"id": "", "ood": name} for name in noted)]
         absent.update(name for row in rows for name in missing_sets(row))
     if absent:
         sys.exit(
@@ -265,7 +271,9 @@ def refuse_poorer_data(paths):
 
 
 def forget(output):
-    """Remove the results and sweeps of an earlier run, by name; nothing else in the folder."""
+    """Remove what an earlier run has made, by name; nothing else in the folder."""
+    for figure in (ROOT / "figures").glob("[0-9]*.p*"):
+        (output / "figures" / figure.name).unlink(missing_ok=True)
     for path in notebooks():
         (output / f"report/results/{path.stem}.json").unlink(missing_ok=True)
     shutil.rmtree(output / "report/results/.local/sweeps", ignore_errors=True)

@@ -1,13 +1,16 @@
-"""Data sets by name: which there are, drawing from them, and sets of one's own."""
+"""Data sets by name: which there are, the demo's part of them, drawing from them, `make data`."""
+
+import http.client
+import runpy
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from helpers import random_images, write_cache
+from helpers import files, random_images, write_cache
 from osr import caches, datasets, paths, sources
 from osr.caches import DatasetNotFoundError
 from osr.datasets import load_images
+from osr.records import SETS
 
 pytestmark = pytest.mark.usefixtures("sandbox")
 
@@ -47,11 +50,56 @@ def test_a_bundled_set_has_no_other_splits(name):
             call(name, "val")
 
 
-@pytest.mark.parametrize("name", ["cifar100", "mnist_c/fog", "mnist_c/identity"])
-def test_what_the_demo_lacks_is_said(demo, name):
-    assert not datasets.is_available(name, "test")
-    with pytest.raises(DatasetNotFoundError, match=f"no stand-in for '{name}'.*OSR_PROFILE=full"):
-        load_images(name, "test")
+def test_what_is_not_here_is_said_in_one_line(repository, data, capsys):
+    write_cache(data)
+    write_cache(data, "cifar10-test", images=random_images(3, 32, 32, 3))
+    fogs = ["mnist_c/fog", "mnist_c/zigzag"]
+    for names, split, here, said in (
+        (["cifar10", "letters", "mnist"], "test", ["cifar10", "letters", "mnist"], ""),
+        (["svhn", "mnist", "kmnist"], "test", ["mnist"], "not here: svhn, kmnist (test; `make "),
+        (["mnist", "uci_digits"], "train", ["uci_digits"], "not here: mnist (train; `make data` "),
+        (fogs, "test", [], "not here: mnist_c (test; `make data` fetches "),
+    ):
+        assert datasets.available_sets(names, split) == here
+        out = capsys.readouterr().out
+        assert out.startswith(said) and out.count("\n") == bool(said)
+
+
+# --- the demo -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name, split", [("mnist", "train"), ("mnist", "test"), ("fashionmnist", "test"),
+                    ("kmnist", "test")],
+)  # fmt: skip
+def test_the_demo_reads_the_first_images_of_what_comes_with_the_repository(demo, name, split):
+    n, whole = {"train": (4_000, "60,000"), "test": (1_000, "10,000")}[split]
+    found = load_images(name, split)
+    with np.load(paths.ROOT / f"data/{name}-{split}.npz") as file:
+        np.testing.assert_array_equal(found.images, file["images"][:n])
+        np.testing.assert_array_equal(found.labels, file["labels"][:n])
+    assert (found.name, found.note) == (name, f"the first {n:,} of {whole} images")
+    assert datasets.is_available(name, split) and set(found.labels.tolist()) == set(range(10))
+
+
+def test_the_demo_keeps_the_note_of_a_file(demo):
+    write_cache(demo, note="a lossy copy")
+    found = load_images("mnist", "test")
+    assert len(found.images) == 3 and "a lossy copy" in found.note and "1,000" not in found.note
+
+
+@pytest.mark.parametrize(
+    "name, split",
+    [("cifar100", "test"), ("mnist_c/fog", "test"), ("mnist_c/identity", "test"),
+     ("kmnist", "train")],
+)  # fmt: skip
+def test_what_the_demo_lacks_is_said_with_what_it_has(demo, name, split):
+    assert not datasets.is_available(name, split)
+    with pytest.raises(DatasetNotFoundError, match=f"the demo has no {name}-{split}; it has ") as e:
+        load_images(name, split)
+    there, advice = str(e.value).split("it has ")[1].split(". Use ")
+    assert there.split(", ") == [other for other in SETS if datasets.is_available(other, split)]
+    assert "OSR_PROFILE=full" in advice
 
 
 # --- splits ---------------------------------------------------------------------------------------
@@ -80,8 +128,6 @@ def test_digit_split_covers_every_image_once():
     ],
 )
 def test_the_six_sets_of_system_c(split, sizes):
-    if not datasets.is_available("mnist", split):
-        pytest.skip(f"no real MNIST in {paths.data_dir()}: run `make data` or set OSR_DATA")
     parts = datasets.digit_split(load_images("mnist", split).labels)
     assert {key: len(value) for key, value in parts.items()} == sizes
 
@@ -128,158 +174,83 @@ def test_data_notes_are_those_of_the_sets_that_have_one(data):
     assert notes["near"].startswith("letters from the fonts")
 
 
-# --- sets of one's own ----------------------------------------------------------------------------
-
-forgotten_afterwards = pytest.mark.usefixtures("registry")
-
-
-@forgotten_afterwards
-@pytest.mark.parametrize("profile", ["full", "demo"])
-@pytest.mark.parametrize("shape", [(4, 20, 30), (4, 32, 32, 3)])
-def test_registered_arrays_are_a_set_like_the_others(monkeypatch, profile, shape):
-    monkeypatch.setenv("OSR_PROFILE", profile)
-    images = random_images(*shape)
-    datasets.register("mine", test=(images, np.array([0, 200, 3, 3], np.uint8)))
-    assert datasets.is_available("mine", "test") and not datasets.is_available("mine", "train")
-    found = load_images("mine", "test")
-    np.testing.assert_array_equal(found.images, images)
-    assert found.labels.tolist() == [0, 200, 3, 3] and found.labels.dtype == np.int64
-    assert (found.name, found.note) == ("mine", "")
-    assert len(datasets.sample_images("mine", "test", 2, seed=0).images) == 2
-    with pytest.raises(DatasetNotFoundError, match="'mine' was registered without a train split"):
-        load_images("mine", "train")
-    with pytest.raises(ValueError, match="unknown split 'val' of 'mine'"):
-        load_images("mine", "val")
-    with pytest.raises(ValueError, match="did you mean 'mine'"):
-        load_images("mime", "test")
-
-
-@forgotten_afterwards
-@pytest.mark.parametrize("kind", [str, lambda path: path])
-def test_a_folder_of_class_folders_is_numbered_by_the_alphabet(tmp_path, kind):
-    for name, grey, number in (("b", 20, 2), ("a", 10, 1), ("c d", 30, 1)):
-        (tmp_path / "sets" / name).mkdir(parents=True)
-        for i in range(number):
-            picture = Image.new("L", (12, 8), grey + i)
-            picture.save(tmp_path / "sets" / name / f"{i}.png")
-    (tmp_path / "sets/a/.hidden").write_text("")
-    (tmp_path / "sets/notes.txt").write_text("")
-    datasets.register("mine", train=kind(tmp_path / "sets"))
-    found = load_images("mine", "train")
-    assert found.images.shape == (4, 8, 12, 3) and found.images.dtype == np.uint8
-    assert found.labels.tolist() == [0, 1, 1, 2] and found.labels.dtype == np.int64
-    assert found.images[:, 0, 0, 0].tolist() == [10, 20, 21, 30]
-
-
-@forgotten_afterwards
-def test_pictures_of_several_sizes_become_64_x_64(tmp_path):
-    (tmp_path / "a").mkdir()
-    for side in (10, 100):
-        Image.new("RGB", (side, 20), (255, 0, 0)).save(tmp_path / f"a/{side}.png")
-    datasets.register("mine", test=tmp_path)
-    found = load_images("mine", "test")
-    assert found.images.shape == (2, 64, 64, 3) and (found.images == [255, 0, 0]).all()
-
-
-@forgotten_afterwards
-@pytest.mark.parametrize("labels", [np.array([3, 1, 4]), np.array([3, 1, 255], np.uint8)])
-def test_a_file_of_arrays_is_registered(tmp_path, labels):
-    path = write_cache(tmp_path, "anything", labels=labels, note="a lossy copy")
-    datasets.register("mine", train=str(path), test=path)
-    for split in ("train", "test"):
-        found = load_images("mine", split)
-        np.testing.assert_array_equal(found.images, random_images(3, 28, 28))
-        assert found.labels.tolist() == labels.tolist() and found.labels.dtype == np.int64
-        assert (found.name, found.note) == ("mine", "a lossy copy")
-
-
-@forgotten_afterwards
-def test_what_is_registered_again_is_replaced_in_both_splits():
-    images = random_images(3, 28, 28)
-    datasets.register("mine", train=(images, np.zeros(3, int)), test=(images, np.zeros(3, int)))
-    datasets.register("mine", test=(images[:1], np.array([7])))
-    assert load_images("mine", "test").labels.tolist() == [7]
-    assert not datasets.is_available("mine", "train")
-    with pytest.raises(DatasetNotFoundError, match="without a train split"):
-        load_images("mine", "train")
-
-
-@forgotten_afterwards
-def test_a_registration_that_fails_leaves_the_one_before():
-    images = random_images(3, 28, 28)
-    datasets.register("mine", test=(images, np.zeros(3, int)))
-    with pytest.raises(ValueError, match="cannot be registered"):
-        datasets.register("mine", train=(images, np.zeros(3, int)), test=(images, np.zeros(2, int)))
-    assert len(load_images("mine", "test").labels) == 3
-    assert not datasets.is_available("mine", "train")
-
-
-@forgotten_afterwards
-@pytest.mark.parametrize("name", ["mnist", "mnist_c/fog", "letters"])
-def test_a_name_of_the_repository_is_taken(name):
-    with pytest.raises(ValueError, match=f"'{name}' is a set of this repository: give yours anoth"):
-        datasets.register(name, test=(random_images(1, 28, 28), np.zeros(1, int)))
-
-
-@forgotten_afterwards
-@pytest.mark.parametrize(
-    "given, problem",
-    [
-        ((random_images(3, 28, 28), np.zeros(2, int)), "labels are int64 .2,. for 3 images"),
-        ((random_images(3, 28, 28) / 255, np.zeros(3, int)), r"images are float64 \(3, 28, 28\)"),
-        ((random_images(3, 3, 28, 28), np.zeros(3, int)), r"\(3, 3, 28, 28\), not uint8"),
-        ((random_images(28, 28), np.zeros(28, int)), r"images are uint8 \(28, 28\)"),
-        ((random_images(3, 28, 28), np.zeros(3)), "labels are float64"),
-        (
-            (random_images(3, 28, 28), np.array([0, -1, 2])),
-            "labels run from -1 to 2, not from 0 on",
-        ),
-        ((random_images(0, 28, 28), np.zeros(0, int)), "for 0 images"),
-        (random_images(3, 28, 28), "is a ndarray: give a tuple"),
-        ((random_images(3, 28, 28),), "is a tuple: give a tuple"),
-        (3, "is a int: give a tuple"),
-    ],
-)
-def test_what_is_no_set_is_refused_with_what_was_found(given, problem):
-    with pytest.raises(ValueError, match=f"'mine'.*{problem}"):
-        datasets.register("mine", test=given)
-    with pytest.raises(ValueError, match="unknown data set 'mine'"):
-        load_images("mine", "test")
-
-
-@forgotten_afterwards
-def test_nothing_to_register_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match="no images for 'mine': give train=..., test=..., or both"):
-        datasets.register("mine")
-    with pytest.raises(FileNotFoundError, match="no file or folder .*nowhere: give the one"):
-        datasets.register("mine", test=tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="no readable picture in the folders of .*one folder"):
-        datasets.register("mine", test=tmp_path)
-
-
-@forgotten_afterwards
-@pytest.mark.parametrize("content", [b"", b"PK half an archive", b"404: Not Found"])
-def test_a_file_of_ones_own_that_cannot_be_read_is_named_and_not_to_be_deleted(tmp_path, content):
-    path = tmp_path / "mine.npz"
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match=f"{path} .*arrays images and labels") as caught:
-        datasets.register("mine", test=path)
-    assert "delete" not in str(caught.value) and "make data" not in str(caught.value)
-
-
 # --- make data ------------------------------------------------------------------------------------
 
+WANTED = [f"{n}-{split}" for n, record in SETS.items() if record.address for split in record.wanted]
+CLONED = [f"{name}-{split}" for name, record in SETS.items() for split in record.cloned]
 
-def test_make_data_asks_for_every_set_and_says_which_did_not_come(data, monkeypatch, capsys):
+
+def test_make_data_asks_for_every_set_and_says_which_did_not_come(
+    repository, data, monkeypatch, capsys
+):
     monkeypatch.setenv("OSR_PROFILE", "demo")  # has no say here
     monkeypatch.setattr(sources, "online", lambda address: False)
     write_cache(data)
     missing = datasets.download_all()
-    wanted = [f"{name}-{split}" for name, record in datasets.SETS.items() if record.address
-              for split in record.wanted]  # fmt: skip
-    assert ["mnist-test", *missing] == sorted(wanted, key=lambda name: name != "mnist-test")
+    assert ["mnist-test", *missing] == sorted(WANTED, key=lambda name: name != "mnist-test")
     said = capsys.readouterr().out
-    assert "mnist-test: 3 images\n" in said and "mnist-train: no mnist-train.npz in" in said
+    assert "mnist-test: 3 images\n" in said and "kmnist-train: no kmnist-train.npz in" in said
+    assert "`git checkout -- data/mnist-train.npz`" in missing["mnist-train"]  # not another file
+    assert said.endswith("\nfetched: nothing new\n")
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        OSError("reset by peer"),
+        RuntimeError("File not found or corrupted."),
+        http.client.IncompleteRead(b"half"),
+    ],
+)
+def test_a_dead_server_a_failure_and_a_damaged_file_stop_no_other_download(
+    repository, data, monkeypatch, capsys, failure
+):
+    def official(name, split, record, folder):
+        if name == "cifar100":
+            raise failure
+        yield name, split, random_images(2, 32, 32, 3), np.array([0, 1])
+
+    monkeypatch.setenv("OSR_PROFILE", "demo")
+    monkeypatch.setattr(sources, "online", lambda address: "zenodo" not in address)
+    monkeypatch.setattr(sources, "official", official)
+    (data / "svhn-train.npz").write_bytes(b"404: Not Found")
+    for name in CLONED:
+        write_cache(data, name)
+    missing = datasets.download_all()
+    expected = {
+        "cifar100-train": repr(failure), "cifar100-test": "as the one before it",
+        "mnist_c/brightness": "the network does not answer", "mnist_c/": "",
+        "svhn-train": "svhn-train.npz is damaged",
+    }  # fmt: skip
+    assert list(missing) == [name for name in WANTED if name.startswith(tuple(expected))]
+    assert len(missing) == 2 + 15 + 1
+    for name, reason in missing.items():
+        assert any(name.startswith(start) and text in reason for start, text in expected.items())
+    came = [name for name in WANTED if name not in (*missing, *CLONED)]
+    there = [f"{name}.npz" for name in (*came, *CLONED, "svhn-train")]
+    assert files(data) == sorted(there)
+    said = capsys.readouterr().out
+    assert said.endswith(f"\nfetched: {', '.join(came)}\n")
+    assert datasets.download_all().keys() == missing.keys()  # the next time only these are tried
+    assert capsys.readouterr().out.endswith("\nfetched: nothing new\n")
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
+def test_make_data_ends_with_a_summary_and_an_error_where_a_set_did_not_come(
+    repository, data, monkeypatch, capsys
+):
+    monkeypatch.setenv("OSR_PROFILE", "full")
+    monkeypatch.setattr(sources, "online", lambda address: False)
+    for name in set(WANTED) - {"kmnist-train"}:
+        write_cache(data, name)
+    with pytest.raises(SystemExit, match="1 did not come; `make data` tries these again"):
+        runpy.run_module("osr.datasets", run_name="__main__")
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("did not come: kmnist-train: no kmnist-train.npz in ")
+    assert last.endswith("the network does not answer")  # the ways out stand above
+    write_cache(data, "kmnist-train")
+    runpy.run_module("osr.datasets", run_name="__main__")
+    assert "did not come" not in capsys.readouterr().out
 
 
 def test_an_image_set_is_a_plain_tuple():

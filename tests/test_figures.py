@@ -58,12 +58,15 @@ def test_a_notebook_starts_with_its_seed_and_says_what_runs(monkeypatch, capsys)
         device = figures.start_notebook(3)
         drawn = torch.rand(1)
         assert plt.rcParams["font.size"] == 8
-        said = f"profile full, device {device}, torch {torch.__version__}, seeds [0]\n"
-        assert capsys.readouterr().out == said
+        said, where = capsys.readouterr().out.splitlines()
+        assert said == f"profile full, device {device}, torch {torch.__version__}, seeds [0]"
+        assert where == f"figures and results go to {paths.output_dir()}"
         monkeypatch.setenv("OSR_PROFILE", "demo")
+        monkeypatch.delenv("OSR_OUTPUT")
         figures.start_notebook(3)
         assert torch.equal(torch.rand(1), drawn)
-        assert "Small models on stand-in data" in capsys.readouterr().out
+        said = capsys.readouterr().out
+        assert "figures and results go to .demo\nSmall models on few images: the text" in said
 
 
 def test_the_style_changes_what_it_should():

@@ -42,8 +42,24 @@ def test_demo_runs(path, demo_runs):
     assert list((output / "figures").glob(f"{path.stem.split('_')[0]}_*.png"))
 
 
-# What a model of the demo must reach, well above guessing: (notebook, row, floor).
-FLOORS = []
+MAIN, KINDS, SEEN = "multitask_autoencoder", ("base", "sp", "pixmix"), ("mnist", "fashionmnist")
+EXPOSED, CLOTHES = tuple(f"{kind}+oe" for kind in KINDS), ("fashionmnist", "kmnist")
+# What the models of the demo must reach, well above guessing: (notebook, rows, floor).
+FLOORS = [
+    ("03", {"method": (MAIN, "multitask_lambda=2"), "metric": "accuracy"}, 0.80),
+    ("03", {"method": MAIN, "metric": "osr_mnist"}, 0.80),
+    ("03", {"method": MAIN, "ood": CLOTHES, "metric": "osr_ood"}, 0.80),
+    ("03", {"method": MAIN, "metric": "auroc"}, 0.80),
+    ("04", {"method": f"{MAIN}/latent", "ood": "", "metric": "knn_agreement"}, 0.75),
+    ("04", {"method": f"{MAIN}/margin", "ood": "kmnist", "metric": "auroc"}, 0.90),
+    ("05", {"method": KINDS + EXPOSED, "id": "mnist", "metric": "accuracy"}, 0.80),
+    ("05", {"method": "*/cross_entropy", "ood": CLOTHES, "metric": "auroc"}, 0.70),
+    ("05", {"method": "*+oe/msp", "ood": "fashionmnist", "metric": "auroc"}, 0.95),
+    ("05", {"method": ("pixmix", "pixmix+oe"), "metric": "mnist_c_accuracy"}, 0.60),
+    ("07", {"system": "E", "method": "best", "id": SEEN, "metric": "auroc"}, 0.90),
+    ("07", {"system": "E", "method": "best", "ood": "mnist", "metric": "auroc"}, 0.70),
+    ("07", {"method": "*/energy+mahalanobis", "metric": "oscr"}, 0.80),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("number, wanted, floor", FLOORS, ids=str)
@@ -82,7 +98,7 @@ def test_notebook_prints_and_saves_what_is_stored(name, checked_runs):
     output, runs = checked_runs
     assert runs[name].returncode == 0, runs[name].stdout[-5000:] + runs[name].stderr[-2000:]
     files = (folder / f"report/results/{name}.json" for folder in (ROOT, output))
-    results = (json.loads(file.read_text("utf-8")) for file in files)
-    equal, differences, wanting = run_notebooks.compare_rows(*results)
+    stored, new = (json.loads(file.read_text("utf-8")) for file in files)
+    equal, differences, wanting = run_notebooks.compare_rows(stored, new)
     print(f"{equal} values equal; not computed: {dict(wanting)}")
-    assert differences == []
+    assert differences == [] and (equal or not stored["rows"])

@@ -1,8 +1,11 @@
 """Profiles, seeds, folders, checksums."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from helpers import POINTER
 from osr import paths
 
 pytestmark = pytest.mark.usefixtures("sandbox")
@@ -33,41 +36,57 @@ def test_seeds(sandbox, monkeypatch, retrain, value, expected):
     assert paths.seeds() == expected
 
 
-def test_outputs_go_where_the_environment_says(sandbox, monkeypatch):
+def test_every_run_writes_outside_of_what_is_stored(sandbox, monkeypatch):
     assert paths.output_dir() == (sandbox / "out").resolve()
     assert paths.results_dir() == (sandbox / "out/report/results").resolve()
+    assert paths.checkpoint_dir() == (sandbox / "out/checkpoints").resolve()
     monkeypatch.delenv("OSR_OUTPUT")
-    assert paths.output_dir() == paths.ROOT
-    monkeypatch.setenv("OSR_PROFILE", "demo")
-    assert paths.output_dir() == paths.ROOT / ".demo"
+    for profile, folder in (("full", ".run"), ("demo", ".demo")):
+        monkeypatch.setenv("OSR_PROFILE", profile)
+        assert paths.output_dir() == paths.ROOT / folder
+        assert paths.results_dir() == paths.ROOT / folder / "report/results"
+        assert paths.checkpoint_dir() == paths.ROOT / folder / "checkpoints"
+        assert f"{folder}/" in (paths.ROOT / ".gitignore").read_text().splitlines()
+    monkeypatch.setenv("OSR_OUTPUT", "../elsewhere")  # is seen from the repository
+    assert paths.output_dir() == paths.ROOT.parent / "elsewhere"
 
 
-def test_only_a_plain_full_run_reads_the_shipped_weights(sandbox, monkeypatch):
-    own = (sandbox / "out/checkpoints").resolve()
-    beside_the_shipped = paths.ROOT / "data/checkpoints/local"
-    assert paths.shipped_dir() == paths.ROOT / "data/checkpoints"
-    assert paths.checkpoint_dir() == beside_the_shipped and not paths.own_weights()
-    monkeypatch.setenv("OSR_RETRAIN", "1")
-    assert paths.checkpoint_dir() == own and paths.own_weights()
-    monkeypatch.delenv("OSR_OUTPUT")
-    assert paths.checkpoint_dir() == beside_the_shipped
-    monkeypatch.setenv("OSR_OUTPUT", str(sandbox / "out"))
-    monkeypatch.setenv("OSR_RETRAIN", "0")
-    assert paths.checkpoint_dir() == beside_the_shipped and not paths.own_weights()
-    monkeypatch.setenv("OSR_PROFILE", "demo")
-    assert paths.checkpoint_dir() == own and paths.own_weights()
-    monkeypatch.delenv("OSR_OUTPUT")
-    assert paths.checkpoint_dir() == paths.ROOT / ".demo/checkpoints"
-    assert paths.shipped_dir() == paths.ROOT / "data/checkpoints"
+def test_only_a_plain_full_run_reads_the_shipped_weights(monkeypatch):
+    assert not paths.own_weights()
+    for name, value, own in (
+        ("OSR_RETRAIN", "1", True), ("OSR_RETRAIN", "0", False), ("OSR_PROFILE", "demo", True),
+    ):  # fmt: skip
+        monkeypatch.setenv(name, value)
+        assert paths.own_weights() == own
+        assert paths.shipped_dir() == paths.ROOT / "data/checkpoints"
 
 
-def test_data_lie_where_the_environment_says(monkeypatch):
+def test_data_lie_where_the_environment_says_and_then_in_the_repository(monkeypatch):
+    stored = paths.ROOT / "data"
     monkeypatch.delenv("OSR_DATA", raising=False)
-    assert paths.data_dir() == paths.ROOT / "data"
-    monkeypatch.setenv("OSR_DATA", "../elsewhere")
-    assert paths.data_dir() == paths.ROOT.parent / "elsewhere"
-    monkeypatch.setenv("OSR_DATA", "/elsewhere")
-    assert str(paths.data_dir()) == "/elsewhere"
+    assert paths.data_dirs() == [stored]
+    monkeypatch.setenv("OSR_DATA", "")
+    monkeypatch.setenv("MINE", "mine")
+    assert paths.data_dirs() == [stored]
+    for value, folder in (
+        ("../elsewhere", paths.ROOT.parent / "elsewhere"), ("/sets", Path("/sets").resolve()),
+        ("~/sets", Path.home() / "sets"), ("$MINE/sets", paths.ROOT / "mine/sets"),
+    ):  # fmt: skip
+        monkeypatch.setenv("OSR_DATA", value)
+        assert paths.data_dirs() == [folder, stored]
+
+
+def test_a_file_of_the_repository_comes_back_by_a_command_that_names_it(repository):
+    path = repository / "data/mnist-train.npz"
+    whole, sparse = "git checkout -- data/mnist-train.npz", "git sparse-checkout disable"
+    said = paths.way_to_restore(path)
+    assert whole in said and sparse in said
+    path.write_bytes(POINTER)
+    said = paths.way_to_restore(path)
+    assert "git lfs pull --include data/mnist-train.npz" in said and whole not in said
+    path.write_bytes(b"PK half a file")
+    said = paths.way_to_restore(path)
+    assert whole in said and sparse not in said and "lfs" not in said
 
 
 def test_seeds_that_are_no_numbers_are_an_error(monkeypatch):
@@ -86,6 +105,14 @@ def test_a_path_is_replaced_as_one_piece_or_not_at_all(tmp_path):
         temporary.write_text("half")
         raise KeyboardInterrupt
     assert path.read_text() == "first" and list(path.parent.iterdir()) == [path]
+
+
+def test_a_path_that_cannot_be_written_is_an_error_that_names_the_variable(tmp_path):
+    (tmp_path / "out").write_text("a file in the folder's place")
+    with pytest.raises(OSError, match="cannot write .*b.txt: .* set OSR_OUTPUT to one"):
+        with paths.atomic_path(tmp_path / "out/a/b.txt"):
+            raise AssertionError("nothing is written")
+    assert (tmp_path / "out").read_text() == "a file in the folder's place"
 
 
 def test_a_digest_is_of_the_content_and_not_of_the_order_of_keys():

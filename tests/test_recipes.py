@@ -9,10 +9,12 @@ import sys
 
 import pytest
 
+from osr.records import SETS
 from run_notebooks import ROOT
 
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 RECIPES = dict(part.split("\n", 1) for part in TEXT.split("\n## ")[1:])
+WEIGHTS = sorted((ROOT / "data/checkpoints").glob("*.safetensors"))
 SHIPPED = "multitask_autoencoder plain_cnn osr_detector osr_detector_9k network_inversion".split()
 
 
@@ -25,7 +27,7 @@ def copied(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(ROOT / name, tmp_path / name)
     (tmp_path / "data/checkpoints").mkdir()
-    for path in (ROOT / "data/checkpoints").glob("*.safetensors"):
+    for path in WEIGHTS:
         if path.name.rsplit("-", 1)[0] in SHIPPED:
             shutil.copyfile(path, tmp_path / "data/checkpoints" / path.name)
     return tmp_path
@@ -130,8 +132,12 @@ def test_a_new_notebook_is_executed_stored_and_looked_at(tmp_path):
     text = (copy / "notebooks/template.ipynb").read_text(encoding="utf-8")
     path = copy / "notebooks/08_my_question.ipynb"
     path.write_text(text.replace("08_template", "08_my_question"), encoding="utf-8")
+    images = [f"{name}-{split}.npz" for name in SETS for split in SETS[name].cloned]
+    for file in (*(ROOT / "data" / name for name in images), *WEIGHTS):
+        shutil.copyfile(file, copy / file.relative_to(ROOT))
     run(copy, "tests/run_notebooks.py", "demo", "08")
     assert (copy / ".demo/figures/08_pictures.png").is_file()
+    assert not list((copy / "report/results").glob("08_*"))
     for name in ("figures", "report"):
         shutil.copytree(ROOT / name, copy / name, dirs_exist_ok=True)
     run(copy, "tests/run_notebooks.py", "notebooks", "08")

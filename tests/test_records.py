@@ -17,7 +17,9 @@ def test_a_record_says_what_a_set_is_and_where_it_comes_from(name):
     record = SETS[name]
     assert record.title and record.licence and record.classes >= 1
     assert re.fullmatch("#[0-9A-F]{6}", record.colour)
-    assert set(record.wanted) <= {"train", "test"}
+    assert set(record.cloned) <= set(record.wanted) <= {"train", "test"}
+    if record.cloned:  # a licence that allows it to be passed on
+        assert record.licence.startswith(("CC BY", "MIT")) and not record.demo
     own_function = callable(getattr(sources, record.source, None))
     assert own_function or issubclass(
         getattr(torchvision.datasets, record.source), torchvision.datasets.VisionDataset

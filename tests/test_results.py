@@ -10,24 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from helpers import files, row
+from helpers import files, row, some_rows, store_rows, touch_sets
 from osr import figures, paths, results
 
 pytestmark = pytest.mark.usefixtures("sandbox")
 
 
 # --- rows in a notebook ---------------------------------------------------------------------------
-
-
-def some_rows():
-    """Return rows of two methods on three seeds, added in no order."""
-    rows = {}
-    for seed, value in ((2, 0.3), (0, 0.1), (1, 0.4)):
-        for method, more in (("short/one", 0), ("short/two", 0.25), ("long", 0.5)):
-            values = {"auroc": value + more, "fpr95": 1 - value}
-            results.add_rows(rows, values, system="A", method=method, ood="kmnist", seed=seed)
-    results.add_rows(rows, {"accuracy": 0.75}, system="B", method="long", weights="cnn-01")
-    return rows
 
 
 def test_a_row_is_what_save_results_takes():
@@ -83,7 +72,7 @@ def test_rows_are_selected_by_values_tuples_and_patterns(kind):
 
 
 def test_a_field_that_a_row_does_not_have_is_an_error():
-    for select in (results.select_rows, results.row_values, results.mean_and_deviation):
+    for select in (results.select_rows, results.row_values):
         with pytest.raises(
             ValueError, match=r"a row has no \['known', 'sed'\]; it has system, met"
         ):
@@ -98,33 +87,170 @@ def test_values_come_in_the_order_of_the_seeds():
     assert results.row_values(some_rows(), method="none").shape == (0,)
 
 
-def test_mean_and_deviation_by_hand():
-    # 10, 40 and 30: mean 26.667, deviations -16.667, 13.333, 3.333, their mean square 155.56.
-    found = results.mean_and_deviation(some_rows(), method="short/one", metric="auroc")
-    assert found == "26.67 ± 12.47"
-    assert results.mean_and_deviation(some_rows(), metric="accuracy") == "75.00"
-    assert results.mean_and_deviation(some_rows(), metric="aupr_in") == "-"
+# --- what agrees with what is stored --------------------------------------------------------------
 
 
-@pytest.mark.parametrize("value, shown", [(0.99125, "99.13"), (0.00005, "0.01"), (1, "100.00")])
-def test_halves_are_rounded_up(value, shown):
-    assert results.mean_and_deviation([row(value=value)]) == shown
+@pytest.mark.parametrize(
+    "stored, value, images, same",
+    [
+        (0.9, 0.9004, 0, True),
+        (0.9, 0.8996, 0, True),
+        (0.9, 0.902, 0, False),
+        (0.9, 0.898, 0, False),
+        (250.0, 250.1, 0, True),  # 0.04 per cent of it
+        (250.0, 250.5, 0, False),  # 0.2 per cent
+        (-250.0, -250.1, 0, True),
+        (0.001, 0.0014, 0, True),
+        (0.5, 0.53, 100, True),  # three images of a hundred
+        (0.5, 0.47, 100, True),
+        (0.5, 0.54, 100, False),  # four
+        (0.5, 0.503, 1000, True),
+        (0.5, 0.504, 1000, False),
+        (0.5, 0.5004, 1_000_000, True),
+    ],
+)
+def test_a_value_is_the_stored_one_or_its_own(repository, stored, value, images, same):
+    old, new = row(value=stored), row(value=value, weights="others-01")
+    assert results.agree(new | {"images": images}, old) == same
+    assert results.agree(new, old | {"images": images}) == same  # either side may know
+    store_rows(repository, [old | {"images": images}] if images else [old])
+    expected = new | {"value": stored if same else value}
+    assert results.as_stored([new]) == results.as_stored({"any key": new}) == [expected]
+    rows = {}
+    shown = results.add_rows(rows, {"auroc": value}, system="A", method="margin",
+                             ood="fashionmnist", images=images)  # fmt: skip
+    assert shown == {"auroc": stored if same else value}
+    assert [r["value"] for r in rows.values()] == [value]  # what is saved is what was computed
 
 
-def test_mean_and_deviation_agree_with_numpy():
-    values = np.random.default_rng(0).random(20).round(6)
-    rows = [row(seed=seed, value=float(value)) for seed, value in enumerate(values)]
-    rows += [row(seed=3, metric="fpr95")]
-    mean, deviation = results.mean_and_deviation(rows, metric="auroc").split(" ± ")
-    assert float(mean) == pytest.approx(100 * np.mean(values), abs=0.00501)
-    assert float(deviation) == pytest.approx(100 * np.std(values), abs=0.00501)
+@pytest.mark.parametrize("key", results.KEYS)
+def test_a_row_of_another_name_is_not_the_stored_one(repository, key):
+    store_rows(repository, [row(value=0.9)])
+    other = row(value=0.9004) | {key: 1 if key == "seed" else "another"}
+    assert results.as_stored([other, row(value=0.9004)]) == [other, row(value=0.9)]
 
 
-def test_a_dict_and_a_list_of_rows_are_laid_out_alike():
-    rows = some_rows()
-    for seed in (0, None):
-        assert results.format_rows(rows, seed) == results.format_rows(list(rows.values()), seed)
-    assert "accuracy" in results.format_rows(rows) and "0.767" in results.format_rows(rows, None)
+@pytest.mark.parametrize("environment", [{"OSR_PROFILE": "demo"}, {"OSR_RETRAIN": "1"}])
+def test_a_demo_and_a_retraining_keep_their_own_values(repository, monkeypatch, environment):
+    store_rows(repository, [row(value=0.9)])
+    for key, value in environment.items():
+        monkeypatch.setenv(key, value)
+    assert results.as_stored([row(value=0.90041234567)]) == [row(value=0.900412)]
+
+
+def test_the_stored_values_are_those_of_now(repository):
+    for number, value in enumerate((0.9, 0.9002)):
+        path = store_rows(repository, [row(value=value)])
+        os.utime(path, (number, number))
+        assert results.as_stored([row(value=0.9001)]) == [row(value=value)]
+    store_rows(repository, [row(method="sum", value=0.7)], "07_test")
+    assert results.as_stored([row(method="sum", value=0.7001)]) == [row(method="sum", value=0.7)]
+    path.unlink()
+    assert results.as_stored([row(value=0.9001)]) == [row(value=0.9001)]
+
+
+# --- what rests on a set that is not here ---------------------------------------------------------
+
+CLONED = ("mnist-train", "mnist-test", "fashionmnist-train", "fashionmnist-test", "kmnist-test")
+
+
+@pytest.mark.parametrize(
+    "known, unknown, missing",
+    [
+        ("mnist", "", []),
+        ("mnist", "kmnist", []),  # its test images are enough
+        ("kmnist", "mnist", ["kmnist"]),  # a network learns from its training images
+        ("mnist", "kmnist-train", ["kmnist"]),
+        ("mnist", "fashionmnist-train", []),
+        ("mnist", "cifar10-train", ["cifar10"]),
+        ("mnist", "fashionmnist+cifar10", ["cifar10"]),
+        ("mnist", "noise+svhn+letters+cifar10", ["svhn", "cifar10"]),
+        ("svhn", "cifar10", ["svhn", "cifar10"]),
+        ("mnist", "noise", []),
+        ("mnist-rest", "mnist-8", []),
+        ("mnist-without-0-1", "mnist-0", []),
+        ("mnist-validation", "letters-train", []),
+        ("mnist_c", "", ["mnist_c"]),
+        ("mnist_c/fog", "", ["mnist_c/fog"]),
+        ("mnist_c/zigzag", "", []),
+        ("uci_digits-train", "symbols", []),
+    ],
+)
+def test_the_sets_that_a_row_rests_on(repository, known, unknown, missing):
+    (repository / "data/mnist_c").mkdir()
+    touch_sets(repository, *CLONED, "mnist_c/zigzag-test")
+    assert results.missing_sets(row(id=known, ood=unknown)) == missing
+
+
+def test_a_known_set_needs_both_of_its_splits(repository):
+    touch_sets(repository, "mnist-test", "fashionmnist-train", "fashionmnist-test")
+    assert results.missing_sets(row(id="mnist")) == ["mnist"]
+    assert results.missing_sets(row(id="fashionmnist", ood="mnist")) == []
+
+
+@pytest.fixture
+def clone(repository):
+    """Return a repository with the images that come with it, and no others."""
+    touch_sets(repository, *CLONED)
+    return repository
+
+
+def test_stored_rows_of_an_absent_set_join_the_results_with_a_mark(clone):
+    store_rows(clone, [row(value=0.1), row(ood="svhn", value=0.2), row(ood="svhn", seed=1),
+                       row(ood="kmnist+svhn", value=0.4), row(method="dropped")])  # fmt: skip
+    results.save_results("03_test", [row(value=0.9)], {})
+    expected = [
+        row(value=0.9), row(ood="svhn", value=0.2, stored=True), row(ood="svhn", seed=1),
+        row(ood="kmnist+svhn", value=0.4, stored=True),
+    ]  # fmt: skip
+    assert results.read_results("03_test") == expected
+    results.save_results("03_test", [row(value=0.9), row(ood="svhn", value=0.3)], {})
+    assert results.read_results("03_test")[1] == row(ood="svhn", value=0.3)  # computed after all
+    touch_sets(clone, "svhn-test")
+    results.save_results("03_test", [row(value=0.9)], {})
+    assert results.read_results("03_test") == [row(value=0.9)]
+
+
+def test_stored_rows_are_marked_where_nothing_was_computed_at_all(clone):
+    store_rows(clone, [row(ood="svhn")])
+    results.save_results("03_test", [], {})
+    assert results.read_results("03_test") == [row(ood="svhn", stored=True)]
+
+
+def test_rows_that_are_marked_or_of_few_images_are_saved_as_such():
+    rows = [row(images=100), row(seed=1, stored=True)]
+    results.save_results("03_test", rows, {})
+    assert results.read_results("03_test") == rows
+
+
+def test_a_run_reads_its_own_results_and_else_those_of_the_repository(repository):
+    store_rows(repository, [row(value=0.1)])
+    store_rows(repository, [row(value=0.2)], "07_test")
+    results.save_results("03_test", [row(value=0.3)], {})
+    results.save_results("08_test", [row(value=0.4)], {})
+    found = {name: results.read_results(name)[0]["value"] for name in results.results_files()}
+    assert found == {"03_test": 0.3, "07_test": 0.2, "08_test": 0.4}
+    assert json.loads((repository / "report/results/03_test.json").read_text())["rows"] == [
+        row(value=0.1)
+    ]
+
+
+@pytest.mark.parametrize("environment", [{"OSR_PROFILE": "demo"}, {"OSR_RETRAIN": "1"}])
+def test_a_demo_and_a_retraining_read_their_own_results_alone(repository, monkeypatch, environment):
+    store_rows(repository, [row()])
+    for key, value in environment.items():
+        monkeypatch.setenv(key, value)
+    assert results.read_results("03_test") == [] and results.results_files() == {}
+    results.save_results("03_test", [row(value=0.3)], {})
+    assert [r["value"] for r in results.read_results("03_test")] == [0.3]
+
+
+def test_rows_of_the_repository_are_marked(repository):
+    store_rows(repository, [row(seed=0), row(seed=1), row(method="sum")])
+    results.save_results("03_test", [row(value=0.9)], {})  # the run's own are not meant
+    expected = [row(seed=0, stored=True), row(seed=1, stored=True)]
+    assert results.stored_rows("03_test", method="margin") == expected
+    assert results.stored_rows("04_test") == []
 
 
 # --- result files ---------------------------------------------------------------------------------
@@ -193,36 +319,39 @@ def test_two_values_of_one_thing_are_refused():
     assert len(results.read_results("03_test")) == 7
 
 
-def test_committed_rows_of_other_seeds_are_kept(repository):
+def test_stored_rows_of_other_seeds_are_kept(clone):
     old = [row(seed=seed, value=seed / 10) for seed in range(3)]
     old += [row(method="dropped", seed=seed) for seed in range(3)]
-    results.save_results("03_test", old, {})
+    content = store_rows(clone, old).read_bytes()
     results.save_results("03_test", [row(seed=0, value=0.9), row(method="new")], {})
     found = {(r["method"], r["seed"]): r["value"] for r in results.read_results("03_test")}
     assert found == {("margin", 0): 0.9, ("new", 0): 0.5, ("margin", 1): 0.1, ("margin", 2): 0.2}
+    assert not any("stored" in r for r in results.read_results("03_test"))
+    assert (clone / "report/results/03_test.json").read_bytes() == content
+    assert (clone / ".run/report/results/03_test.json").is_file()
 
 
-def test_a_run_elsewhere_keeps_committed_rows_and_leaves_the_file(repository, monkeypatch, sandbox):
-    results.save_results("03_test", [row(seed=0), row(seed=1, value=0.25)], {})
-    committed = (repository / "report/results/03_test.json").read_bytes()
+def test_a_run_elsewhere_keeps_stored_rows_and_leaves_the_file(clone, monkeypatch, sandbox):
+    content = store_rows(clone, [row(seed=0), row(seed=1, value=0.25)]).read_bytes()
     monkeypatch.setenv("OSR_OUTPUT", str(sandbox / "elsewhere"))
     results.save_results("03_test", [row(seed=0, value=0.75)], {})
     assert [r["value"] for r in results.read_results("03_test")] == [0.75, 0.25]
-    assert (repository / "report/results/03_test.json").read_bytes() == committed
+    assert (clone / "report/results/03_test.json").read_bytes() == content
+    assert files(sandbox / "elsewhere") == ["03_test.json"]
 
 
-def test_rows_of_another_configuration_are_dropped_and_said_so(repository, capsys):
-    results.save_results("03_test", [row(seed=0), row(seed=1)], {"epochs": 120})
+def test_rows_of_another_configuration_are_dropped_and_said_so(clone, capsys):
+    store_rows(clone, [row(seed=0), row(seed=1), row(ood="svhn")], config={"epochs": 120})
     results.save_results("03_test", [row(seed=0)], {"epochs": 1})
-    assert [r["seed"] for r in results.read_results("03_test")] == [0]
+    assert results.read_results("03_test") == [row(seed=0)]
     assert "another configuration" in capsys.readouterr().out
 
 
-def test_the_demo_keeps_no_committed_rows(repository, monkeypatch):
-    results.save_results("03_test", [row(seed=0), row(seed=1)], {})
+def test_the_demo_keeps_no_stored_rows(clone, monkeypatch):
+    store_rows(clone, [row(seed=0), row(seed=1), row(ood="svhn")])
     monkeypatch.setenv("OSR_PROFILE", "demo")
-    results.save_results("03_test", [row(seed=0)], {})
-    assert len(results.read_results("03_test")) == 1
+    results.save_results("03_test", [row(seed=0, value=0.75)], {})
+    assert results.read_results("03_test") == [row(seed=0, value=0.75)]
 
 
 @pytest.mark.parametrize("failure", [OSError(28, "No space left"), KeyboardInterrupt()])
@@ -254,18 +383,9 @@ def test_a_folder_that_cannot_be_is_an_error_with_advice(sandbox):
         lambda: results.save_results("03_test", [row()], {}),
         lambda: figures.save_figure(plt.figure(), "test"),
     ):
-        with pytest.raises(OSError, match="cannot write .*out.* Make .* a writable folder"):
+        with pytest.raises(
+            OSError, match="cannot write .*out.* Make .* a writable folder, or set OSR_OUTPUT"
+        ):
             save()
     plt.close("all")
     assert files(sandbox) == ["out"]
-
-
-def test_rows_are_laid_out_by_seed_and_as_mean_and_deviation():
-    row = {"system": "A", "method": "m", "id": "mnist", "metric": "accuracy", "weights": ""}
-    rows = [row | {"ood": "", "seed": seed, "value": value} for seed, value in ((0, 0.5), (1, 0.7))]
-    rows.append(row | {"ood": "kmnist", "seed": 0, "value": 0.25, "metric": "auroc"})
-    head, first, second = results.format_rows(rows).split("\n")
-    assert head.split() == ["method", "id", "ood", "accuracy", "auroc"]
-    assert first.split() == ["m", "mnist", "0.500"]
-    assert second.split() == ["m", "mnist", "kmnist", "0.250"]
-    assert "0.600 ± 0.100" in results.format_rows(rows, seed=None)

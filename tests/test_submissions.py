@@ -13,7 +13,7 @@ from safetensors.torch import save_model
 from torch import nn
 from torch.nn import functional as F
 
-from helpers import LABELS, VERDICTS, one_batch
+from helpers import LABELS, VERDICTS, literal, one_batch
 from osr import submissions
 
 GIVEN = r"torch.float32 images of shape \(5, 1, 28, 28\)"
@@ -256,10 +256,12 @@ def test_hidden_and_private_files_and_other_kinds_are_ignored(folder):
 def test_a_folder_without_submissions_is_an_error(tmp_path):
     (tmp_path / "_template.py").write_text("")
     (tmp_path / "notes.txt").write_text("")
-    with pytest.raises(FileNotFoundError, match=f"no submission in {tmp_path}: .*<name>.py"):
+    with pytest.raises(
+        FileNotFoundError, match=f"no submission in {literal(tmp_path)}: .*<name>.py"
+    ):
         judge(tmp_path)
     for wrong in (tmp_path / "nowhere", tmp_path / "notes.txt"):
-        with pytest.raises(FileNotFoundError, match=f"{wrong} is not a folder"):
+        with pytest.raises(FileNotFoundError, match=f"{literal(wrong)} is not a folder"):
             judge(wrong)
 
 

@@ -1,9 +1,7 @@
 """Trained weights: stored, found again, shipped."""
 
 import json
-import os
 import re
-import shutil
 from pathlib import Path
 from types import FunctionType
 
@@ -13,8 +11,8 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from helpers import files, row
-from osr import models, paths, results, weights
+from helpers import POINTER, STRANGER, files, literal, ship, train_autoencoder
+from osr import paths, shipped, weights
 
 pytestmark = pytest.mark.usefixtures("sandbox")
 
@@ -143,7 +141,7 @@ def test_other_data_without_a_note_is_an_error_that_names_both_sums(repository):
         mine.run()
     for part in (name, *(paths.checksum(job.data["images"]) for job in (shipped, mine))):
         assert part in str(caught.value)
-    assert mine.trainings == 0 and len(files(repository)) == 1
+    assert mine.trainings == 0 and files(repository) == sorted([STRANGER, f"{name}.safetensors"])
 
 
 def test_other_data_with_a_note_load_the_shipped_weights_with_one_line(repository, capsys):
@@ -209,9 +207,39 @@ def test_damaged_weights_name_the_file(repository, content, place):
         path = to_shipped(model)
     path.write_bytes(content(path.read_bytes()))
     job = Job(images=(9, 9, 9)) if "other" in place else Job()
-    with pytest.raises(ValueError, match=f"{path} is damaged"):
+    way = "delete it" if place == "own" else f"git checkout -- data/checkpoints/{path.name}"
+    with pytest.raises(ValueError, match=f"{literal(path)} is damaged.*{way}") as caught:
         job.run()
-    assert job.trainings == 0
+    assert job.trainings == 0 and ("delete" in str(caught.value)) == (place == "own")
+
+
+def test_a_pointer_in_the_place_of_shipped_weights_is_named_with_gits_command(repository):
+    path = to_shipped(Job().run())
+    path.write_bytes(POINTER)
+    command = f"git lfs pull --include data/checkpoints/{path.name}"
+    with pytest.raises(
+        ValueError, match=f"{literal(path)} is damaged.*pointer of Git LFS.*`{command}`"
+    ):
+        Job().run()
+
+
+def test_a_clone_without_any_weights_is_named_and_nothing_is_trained(repository, monkeypatch):
+    (repository / "data/checkpoints" / STRANGER).unlink()
+    job = Job()
+    for folder in (repository / "data/checkpoints", None):
+        with pytest.raises(FileNotFoundError) as caught:
+            job.run()
+        for part in (
+            f"no weights in {paths.shipped_dir()}", "`git checkout -- data/checkpoints`",
+            "git sparse-checkout disable",
+        ):  # fmt: skip
+            assert part in str(caught.value)
+        if folder:
+            folder.rmdir()  # or without the folder
+    assert job.trainings == 0 and not files(repository)
+    monkeypatch.setenv("OSR_RETRAIN", "1")  # needs none
+    job.run()
+    assert job.trainings == 1
 
 
 @pytest.mark.parametrize("build", [lambda: Tiny(12), lambda: nn.Linear(4, 11)])
@@ -220,7 +248,7 @@ def test_weights_that_do_not_fit_name_the_file(repository, build, shipped):
     model = Job().run()
     path = paths.checkpoint_dir() / f"{model.checkpoint}.safetensors"
     path = to_shipped(model) if shipped else path
-    with pytest.raises(ValueError, match=f"{path} is damaged or does not fit"):
+    with pytest.raises(ValueError, match=f"{literal(path)} is damaged or does not fit"):
         Job(build=build).run()
 
 
@@ -296,7 +324,7 @@ def test_what_is_logged_is_no_part_of_the_network(folder):
 
 def test_a_training_that_logs_nothing_has_an_empty_log(repository):
     ship()
-    assert weights.load_model("multitask_autoencoder").log == {}
+    assert shipped.load_model("multitask_autoencoder").log == {}
 
 
 # --- has the code changed since? ------------------------------------------------------------------
@@ -373,7 +401,7 @@ def test_accepted_code_changes_the_stamp_alone(repository, capsys, monkeypatch, 
         assert now[key].dtype == value.dtype and torch.equal(now[key], value)
     told = weights.checkpoint_metadata(path)
     assert told.pop("source") != meta.pop("source") and told == meta
-    assert len(files(repository)) == 1
+    assert files(repository) == sorted([STRANGER, path.name])
 
 
 def test_weights_that_were_stored_without_their_code_get_it_when_accepted(
@@ -412,11 +440,11 @@ def test_a_retraining_trains_anew_what_has_changed_and_loads_the_rest(
 # --- weights of one's own -------------------------------------------------------------------------
 
 LIVES = {  # environment -> where the weights belong, seen from the repository
-    "full": ({}, "data/checkpoints/local"),
-    "full, elsewhere": ({"OSR_OUTPUT": "out"}, "data/checkpoints/local"),
+    "full": ({}, ".run/checkpoints"),
+    "full, elsewhere": ({"OSR_OUTPUT": "out"}, "out/checkpoints"),
     "demo": ({"OSR_PROFILE": "demo"}, ".demo/checkpoints"),
     "demo, elsewhere": ({"OSR_PROFILE": "demo", "OSR_OUTPUT": "out"}, "out/checkpoints"),
-    "retraining": ({"OSR_RETRAIN": "1"}, "data/checkpoints/local"),
+    "retraining": ({"OSR_RETRAIN": "1"}, ".run/checkpoints"),
     "retraining, elsewhere": ({"OSR_RETRAIN": "1", "OSR_OUTPUT": "out"}, "out/checkpoints"),
 }
 
@@ -427,42 +455,29 @@ def test_a_configuration_of_ones_own_never_lands_among_the_shipped(
     repository, monkeypatch, capsys, life, name
 ):
     environment, folder = LIVES[life]
-    shipped = ship()
-    content = (repository / f"data/checkpoints/{shipped}.safetensors").read_bytes()
+    stem = ship()
+    shelf = repository / "data/checkpoints"
+    content = {path.name: path.read_bytes() for path in shelf.iterdir()}
     capsys.readouterr()
     for key, value in environment.items():
         monkeypatch.setenv(key, value)
     own = train_autoencoder(name=name, epochs=7)
     assert [path.name for path in (repository / folder).iterdir()] == [f"{own}.safetensors"]
-    shelf = [p for p in (repository / "data/checkpoints").iterdir() if p.is_file()]
-    assert [path.read_bytes() for path in shelf] == [content]
-    assert sorted(files(repository)) == sorted(f"{stem}.safetensors" for stem in (shipped, own))
+    assert {path.name: path.read_bytes() for path in shelf.iterdir()} == content
+    assert files(repository) == sorted([*content, f"{own}.safetensors"])
     assert train_autoencoder(name=name, epochs=7) == own
     trained, loaded = capsys.readouterr().out.splitlines()
     assert trained.startswith(f"{name}: training, seed 0 (") and loaded == f"loaded {own}"
     # The shipped model is what load_model gives, but where the run uses its own weights alone.
     if life.startswith("full"):
-        assert weights.load_model("multitask_autoencoder").checkpoint == shipped
-        assert set(weights.list_models()) == {"multitask_autoencoder"}
+        assert shipped.load_model("multitask_autoencoder").checkpoint == stem
+        assert set(shipped.list_models()) == {"multitask_autoencoder"}
     elif name == "multitask_autoencoder":
-        assert weights.load_model(name).checkpoint == own
+        assert shipped.load_model(name).checkpoint == own
     else:
         with pytest.raises(FileNotFoundError, match="train it first"):
-            weights.load_model("multitask_autoencoder")
-        assert weights.find_weights(name).stem == own
-
-
-@pytest.mark.parametrize("environment", [{"OSR_PROFILE": "demo"}, {"OSR_RETRAIN": "1"}])
-def test_of_several_own_weights_the_last_used_are_loaded(repository, monkeypatch, environment):
-    for key, value in environment.items():
-        monkeypatch.setenv(key, value)
-    first, second = (train_autoencoder(epochs=epochs) for epochs in (1, 2))
-    for age, stem in ((100, first), (50, second)):
-        path = paths.checkpoint_dir() / f"{stem}.safetensors"
-        os.utime(path, (path.stat().st_atime, path.stat().st_mtime - age))
-    assert weights.load_model("multitask_autoencoder").checkpoint == second
-    assert train_autoencoder(epochs=1) == first  # loads it
-    assert weights.load_model("multitask_autoencoder").checkpoint == first
+            shipped.load_model("multitask_autoencoder")
+        assert shipped.find_weights(name).stem == own
 
 
 @pytest.mark.parametrize(
@@ -491,104 +506,3 @@ def test_a_demo_and_a_retraining_train_though_the_weights_ship(
     capsys.readouterr()
     assert train_autoencoder() == stem
     assert "training, seed 0 (a demo's or a retraining's first)" in capsys.readouterr().out
-
-
-# --- load_model, list_models ----------------------------------------------------------------------
-
-
-def train_autoencoder(seed=0, name="multitask_autoencoder", images=(1, 2, 3), **config):
-    return weights.fit_or_load(
-        name,
-        {"seed": seed} | config,
-        lambda model: model.alpha.fill_(5),
-        build=models.MultitaskAutoencoder,
-        data={"images": np.array(images)},
-    ).checkpoint
-
-
-def ship(**options):
-    stem = train_autoencoder(**options)
-    file = f"{stem}.safetensors"
-    (paths.checkpoint_dir() / file).rename(paths.shipped_dir() / file)
-    return stem
-
-
-@torch.no_grad()
-def test_a_shipped_model_is_ready_to_use(repository):
-    ship(seed=1)
-    name = ship(seed=0)
-    assert files(repository / "data/checkpoints") == files(repository)
-    assert len(files(repository)) == 2
-    model = weights.load_model("multitask_autoencoder")
-    logits = model(torch.rand(3, 1, 28, 28))
-    assert model.checkpoint == name and not model.training and model.alpha == 5
-    assert logits.shape == (3, 11) and logits.dtype == torch.float32 and logits.isfinite().all()
-
-
-@pytest.mark.parametrize("name", ["resnet", "", "multitask", "../multitask_autoencoder"])
-def test_an_unknown_model_lists_the_known_ones(name):
-    with pytest.raises(ValueError, match="no shipped model.*there are multitask_autoencoder"):
-        weights.load_model(name)
-
-
-def test_missing_and_ambiguous_weights_name_the_folder(repository):
-    with pytest.raises(FileNotFoundError, match=f"0 weight files .*{repository}"):
-        weights.load_model("multitask_autoencoder")
-    name = ship()
-    folder = paths.shipped_dir()
-    shutil.copy(folder / f"{name}.safetensors", folder / "multitask_autoencoder-copy.safetensors")
-    with pytest.raises(FileNotFoundError, match="2 weight files"):
-        weights.load_model("multitask_autoencoder")
-
-
-def test_weights_of_ones_own_configuration_leave_the_shipped_ones_alone(repository):
-    name = ship()
-    own = train_autoencoder(lr=1)
-    assert own != name and train_autoencoder(lr=1) == own
-    assert [path.stem for path in paths.shipped_dir().glob("*.safetensors")] == [name]
-    assert weights.load_model("multitask_autoencoder").checkpoint == name
-
-
-@pytest.mark.parametrize("other", ["multitask_autoencoder-wide", "multitask_autoencoder2"])
-def test_a_model_whose_name_goes_on_is_not_in_the_way(repository, other):
-    ship(name=other, epochs=2)
-    name = ship()
-    assert weights.load_model("multitask_autoencoder").checkpoint == name
-    assert weights.list_models()["multitask_autoencoder"]["file"] == f"{name}.safetensors"
-
-
-@pytest.mark.parametrize("name", models.SHIPPED)
-@torch.no_grad()
-def test_every_shipped_model_is_ready_and_keeps_the_contract(name):
-    model = weights.load_model(name)
-    output = model(torch.rand(4, 1, 28, 28, generator=torch.Generator().manual_seed(0)))
-    assert output.shape == (4, 11) and output.dtype == torch.float32 and output.isfinite().all()
-    assert not any(module.training for module in model.modules())
-    assert getattr(model, "alpha", 0) != 1
-    assert weights.list_models()[name]["file"] == f"{model.checkpoint}.safetensors"
-
-
-def test_damaged_shipped_weights_name_the_file(repository):
-    path = repository / f"data/checkpoints/{ship()}.safetensors"
-    path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(ValueError, match=f"{path} is damaged"):
-        weights.load_model("multitask_autoencoder")
-
-
-def test_list_models_gives_file_provenance_and_metrics(repository):
-    stem = ship(epochs=2)
-    rows = [
-        row(method="margin", ood="kmnist", value=0.75, weights=stem),
-        row(method="margin", ood="kmnist", value=0.5, weights=stem, seed=1),
-        row(method="another model", weights="cnn-0123456789ab"),
-    ]
-    results.save_results("03_test", rows, {})
-    results.save_results("07_test", [row(method="sum", weights=stem)], {})
-    (found,) = weights.list_models().items()
-    assert found[0] == "multitask_autoencoder"
-    assert found[1]["file"] == f"{stem}.safetensors"
-    assert found[1]["config"] == {"seed": 0, "epochs": 2}
-    assert found[1]["trained"]["device"] == "cpu"
-    assert found[1]["metrics"] == {
-        "margin | mnist | kmnist | auroc": 0.75, "sum | mnist | fashionmnist | auroc": 0.5,
-    }  # fmt: skip
