@@ -131,8 +131,9 @@ def way_to_restore(path):
 def checksum(array):
     """Return the SHA-256 of an array's dtype, shape and bytes: 12 hexadecimal digits."""
     array = np.ascontiguousarray(array)
-    head = f"{array.dtype.str}{array.shape}".encode()
-    return hashlib.sha256(head + array.tobytes()).hexdigest()[:12]
+    found = hashlib.sha256(f"{array.dtype.str}{array.shape}".encode())
+    found.update(array.tobytes())
+    return found.hexdigest()[:12]
 
 
 def digest(value):
