@@ -37,6 +37,7 @@ from osr.results import agree, as_stored, missing_sets, name_of, write_results
 ROOT = Path(__file__).resolve().parents[1]
 MARKER = "# NBVAL_CHECK_OUTPUT"
 TOLERANCE_OTHER_DATA = 2e-2  # where a set is a copy on one side and the official one on the other
+SHOWN = 40  # lines of differences
 CORES = os.cpu_count() or 1
 AT_ONCE = min(2, CORES)  # notebooks; more would not find enough that is independent
 
@@ -214,8 +215,12 @@ def compare(output, paths):
             files = (json.loads((folder / name).read_text("utf-8")) for folder in (ROOT, output))
             same, lines, missing = compare_rows(*files)
             equal, differences, wanting = equal + same, differences + lines, wanting + missing
-    for line in differences:
+    report = output / "differences.txt"
+    report.write_text("".join(f"{line}\n" for line in differences), encoding="utf-8")
+    for line in differences[:SHOWN]:
         print("DIFFERS  " + line)
+    if len(differences) > SHOWN:
+        print(f"... and {len(differences) - SHOWN} more: see {report}")
     print(f"{equal:,} stored values equal, {len(differences)} differ, ", end="")
     print(f"{wanting.total():,} not computed", end="")
     for what, n in wanting.items():
