@@ -18,6 +18,7 @@ LIBRARIES = {
 }  # fmt: skip
 MOST = 100  # entries at most of a container that is searched for functions
 _remembered = {}  # code -> text
+_read = {}  # id of a code -> the code, and its text: finding a source takes a tenth of a second
 
 
 def source_digests(*start):
@@ -109,6 +110,12 @@ def _plain(code):
     """Return the source of code without comments, docstrings and layout; "" if it has none."""
     if code in _remembered:
         return _remembered[code]
+    if id(code) not in _read:  # codes that differ in a default alone are equal, but not the same
+        _read[id(code)] = code, _source(code)
+    return _read[id(code)][1]
+
+
+def _source(code):
     try:
         text = textwrap.dedent(inspect.getsource(code))
     except (OSError, TypeError):  # typed at a prompt

@@ -7,9 +7,11 @@ import sys
 
 import pytest
 from nbclient.exceptions import CellExecutionError
+from safetensors.torch import load_file
 
 import run_notebooks
 from osr.results import select_rows
+from osr.weights import checkpoint_metadata
 from run_notebooks import ROOT
 
 pytestmark = pytest.mark.runs
@@ -43,6 +45,7 @@ def test_demo_runs(path, demo_runs):
 
 
 MAIN, KINDS, SEEN = "multitask_autoencoder", ("base", "sp", "pixmix"), ("mnist", "fashionmnist")
+DETECTORS = ("osr_detector", "osr_detector_9k", "plain_cnn", "autoencoder_10")
 EXPOSED, CLOTHES = tuple(f"{kind}+oe" for kind in KINDS), ("fashionmnist", "kmnist")
 # What the models of the demo must reach, well above guessing: (notebook, rows, floor).
 FLOORS = [
@@ -55,12 +58,19 @@ FLOORS = [
     ("03", {"method": MAIN, "metric": "osr_mnist"}, 0.80),
     ("03", {"method": MAIN, "ood": CLOTHES, "metric": "osr_ood"}, 0.80),
     ("03", {"method": MAIN, "metric": "auroc"}, 0.80),
+    ("03b", {"method": DETECTORS, "id": "mnist", "metric": "accuracy"}, 0.75),
+    ("03b", {"method": "osr_detector", "ood": CLOTHES, "metric": "auroc"}, 0.85),
     ("04", {"method": f"{MAIN}/latent", "ood": "", "metric": "knn_agreement"}, 0.75),
     ("04", {"method": f"{MAIN}/margin", "ood": "kmnist", "metric": "auroc"}, 0.90),
     ("05", {"method": KINDS + EXPOSED, "id": "mnist", "metric": "accuracy"}, 0.80),
     ("05", {"method": "*/cross_entropy", "ood": CLOTHES, "metric": "auroc"}, 0.70),
     ("05", {"method": "*+oe/msp", "ood": "fashionmnist", "metric": "auroc"}, 0.95),
     ("05", {"method": ("pixmix", "pixmix+oe"), "metric": "mnist_c_accuracy"}, 0.60),
+    ("06", {"method": ("experiment_3", "improved"), "metric": "accuracy_after"}, 0.65),
+    ("06", {"method": "experiment_*", "metric": "accuracy_after"}, 0.45),
+    ("06", {"method": "improved", "ood": "fashionmnist-train", "metric": "auroc"}, 0.80),
+    ("06", {"method": "short/*", "ood": "fashionmnist-train", "metric": "auroc"}, 0.70),
+    ("06", {"method": "ablation/*", "ood": "fashionmnist-train", "metric": "auroc"}, 0.60),
     ("07", {"system": "E", "method": "best", "id": SEEN, "metric": "auroc"}, 0.90),
     ("07", {"system": "E", "method": "best", "ood": "mnist", "metric": "auroc"}, 0.70),
     ("07", {"method": "*/energy+mahalanobis", "metric": "oscr"}, 0.80),
@@ -90,6 +100,19 @@ def test_the_demo_redraws_digits(demo_runs):
     assert demo_values(demo_runs, "02", method="final", metric="mse_of_8")[0] > 1.3 * final
     (error,) = demo_values(demo_runs, "03", method="extremes/all_digits", metric="median_error")
     assert error < 0.2  # of a black picture 0.4, in [-1, 1]
+
+
+def test_the_demo_inverts_to_pictures_that_are_not_grey(demo_runs):
+    """The log of a training holds its last inverted pictures, and what became of them."""
+    hits = []
+    for path in (demo_runs[0] / "checkpoints").glob("garbage_classifier-*.safetensors"):
+        config, log = checkpoint_metadata(path)["config"], load_file(path)
+        assert log["log.history"][-1, 4] >= 0.4, "accuracy on validation digits"
+        if config["steps"]:
+            pictures = log["log.gallery"][-1].float() / 255
+            assert pictures.flatten(1).std(1).min() >= 0.05  # of a grey one 0.001
+            hits.append(float(log["log.history"][-1, 1]))
+    assert max(hits) >= 0.25  # chance is a tenth
 
 
 @pytest.fixture(scope="module")
