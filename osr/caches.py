@@ -30,7 +30,7 @@ class ImageSet(NamedTuple):
 
 
 class DatasetNotFoundError(FileNotFoundError):
-    """A data set is neither cached nor downloadable."""
+    """A data set is not here and cannot be had; the message says why."""
 
 
 def cache_path(name, split):

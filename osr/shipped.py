@@ -41,8 +41,8 @@ def load_model(name, device="cpu"):
 def list_models():
     """Return {name: {"file", "config", "trained", "metrics"}} of the shipped models.
 
-    "trained" says when, where and for how long; "metrics" are the seed-0 rows that the notebooks
-    saved for the model, as {"method | id | ood | metric": value}.
+    "trained" says for how long, on which device and with which torch; "metrics" are the seed-0 rows
+    that the notebooks saved for the model, as {"method | id | ood | metric": value}.
     """
     models = {}
     rows = [row for notebook in results_files() for row in read_results(notebook)]

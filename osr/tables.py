@@ -24,7 +24,7 @@ def _mark(rows):
 
 
 def format_rows(rows, seed=0):
-    """Lay out rows as a text table: one line a method and unknown set, one column a metric.
+    """Lay out rows as a text table: a line a method, known and unknown set, a column a metric.
 
     Parameters
     ----------
@@ -36,7 +36,7 @@ def format_rows(rows, seed=0):
     Returns
     -------
     str
-        Fractions with three decimals, as they are stored where they agree (see `as_stored`); a °
+        Values with three decimals, as they are stored where they agree (see `as_stored`); a °
         follows what was not computed in this run. Without rows, a line that says so.
     """
     import pandas as pd

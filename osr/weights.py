@@ -59,6 +59,8 @@ def fit_or_load(name, config, train, *, build, data, note=""):
     ValueError
         If shipped weights for this configuration exist for other training data (and `note` is
         empty), or a file of weights is damaged or does not fit.
+    FileNotFoundError
+        If the repository's weights are not here.
     """
     if "seed" not in config:
         raise ValueError('config has no "seed": give one')

@@ -1,7 +1,7 @@
 """Measure the project against the plain way of doing the same: `python tests/bench.py`.
 
 Both sides of a ratio run alternately on this machine's processor, after a warm-up, and each
-stands at its median. Real MNIST where it is there, else the demo's images. The numbers go to
+stands at its median. In full where CIFAR-10 is here, else with the demo's images. The numbers go to
 report/results/.local/bench.json. BENCH_QUICK=1 runs everything tiny: a check of this script.
 """
 
@@ -246,7 +246,7 @@ def load_digits():
     """Return (images, labels) to train on and to calibrate on: uint8 and int64 arrays."""
     digits = osr_utils.load_images("mnist", "train")
     n = len(digits.labels)
-    sizes = SIZES if sum(SIZES) <= n else (n * 9 // 10, n // 10)  # the demo has 1,297 digits
+    sizes = SIZES if sum(SIZES) <= n else (n * 9 // 10, n // 10)  # the demo has 4,000 digits
     return [(digits.images[i], digits.labels[i]) for i in osr_utils.sample_split(n, sizes, seed=0)]
 
 
@@ -493,7 +493,7 @@ def choose_images():
     if not all(osr_utils.is_available(*pair) for pair in needed):
         os.environ["OSR_PROFILE"] = "demo"
     if osr_utils.profile() == "demo":
-        return "demo (the goals are meant for real MNIST: `make data`, or set OSR_DATA)"
+        return "demo (the goals are meant for all of MNIST and CIFAR-10: `make data`)"
     return "MNIST"
 
 

@@ -1,7 +1,7 @@
 """Execute the notebooks: `python tests/run_notebooks.py COMMAND [NN ...]`.
 
 run        real images, shipped weights, no training, no download; compares with what is stored
-demo       small: every model trained in seconds, on a few hundred real images
+demo       small: every model trained in seconds, on about a thousand real images
 notebooks  as run, then replaces the stored outputs, figures, results and reports (maintainers)
 retrain    every model from scratch (SEEDS=0 by default); resumes where it was stopped (maintainers)
 restore    brings stored figures, results and reports back, and touches nothing else
@@ -325,7 +325,8 @@ def demo(output, paths, numbers):
     execute_all(output, {"OSR_PROFILE": "demo", "OSR_RETRAIN": None}, paths)
     if not numbers:
         build_reports(output)
-    print(f"look at {output / 'report/report.pdf'}, and at notebooks and figures beside it")
+        print(f"look at {output / 'report/report.pdf'}")
+    print(f"look at the notebooks and figures in {output}")
     return []
 
 
