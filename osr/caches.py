@@ -66,6 +66,8 @@ def read_cache(path, name, classes):
             arrays = {key: file[key] for key in file.files}
         images, labels = arrays["images"], arrays["labels"]
     except Exception as error:  # numpy and zipfile raise a dozen kinds for a damaged file
+        if "pointer" in _way_out(path):
+            raise ValueError(f"{path}: {_way_out(path)}") from None
         raise ValueError(
             f"{path} is damaged or no image cache ({error!r}); {_way_out(path)}"
         ) from error
@@ -88,13 +90,13 @@ def download(name, split, record):
     """
     from osr import sources
 
+    if name == "mnist_c/identity":
+        raise DatasetNotFoundError(f"no {name}-{split}: it is MNIST-test itself; load 'mnist'")
+    if name.startswith("mnist_c/") and split == "train":
+        raise DatasetNotFoundError(f"no {name}-{split}: MNIST-C is a test set; use 'test'")
     path = cache_path(name, split)
     problem = None
-    if name == "mnist_c/identity":
-        problem = "it is MNIST-test itself"
-    elif name.startswith("mnist_c/") and split == "train":
-        problem = "MNIST-C is used as a test set only"
-    elif not sources.online(record.address):
+    if not sources.online(record.address):
         problem = "the network does not answer"
     if problem is None:
         folder = data_dirs()[0] / "downloads" / record.source

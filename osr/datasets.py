@@ -42,9 +42,11 @@ def available_sets(names, split="test"):
     if absent:
         of_mnist_c = all(name.startswith("mnist_c/") for name in absent)
         shown = "mnist_c" if of_mnist_c else ", ".join(absent)
+        fetched = any(SETS[name].address and split not in SETS[name].cloned for name in absent)
+        hint = "; `make data` fetches what is missing" if fetched else ""
         print(
-            f"not here: {shown} ({split}; `make data` fetches what is missing). What rests on it "
-            "is left out below, or, where it is marked °, as it was stored."
+            f"not here: {shown} ({split}{hint}). What rests on it is left out below, or, where it "
+            "is marked °, as it was stored."
         )
     return [name for name in names if name not in absent]
 

@@ -105,9 +105,9 @@ def atomic_path(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=path.suffix)
     except OSError as error:
+        hint = ", or set OSR_OUTPUT to one" if path.is_relative_to(output_dir()) else ""
         raise OSError(
-            f"cannot write {path}: {error.strerror}. Make {path.parent} a writable folder, or set "
-            "OSR_OUTPUT to one"
+            f"cannot write {path}: {error.strerror}. Make {path.parent} a writable folder{hint}"
         ) from error
     os.close(handle)
     try:

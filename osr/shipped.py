@@ -77,7 +77,7 @@ def find_weights(name, seed=0):
         return max(found, key=lambda path: path.stat().st_mtime)
     if len(found) != 1:
         raise FileNotFoundError(
-            f"{len(found)} weight files {name}-*.safetensors of seed {seed} in {folder}, not one; "
+            f"{len(found) or 'no'} files {name}-*.safetensors of seed {seed} in {folder}, not one; "
             + (
                 "train it first (`make demo`)"
                 if own

@@ -15,9 +15,11 @@ import difflib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
+import zipfile
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -33,11 +35,13 @@ from osr.paths import ROOT as OSR_ROOT
 from osr.paths import output_dir, shipped_dir, way_to_restore
 from osr.records import SETS
 from osr.results import agree, as_stored, missing_sets, name_of, write_results
+from osr.weights import checkpoint_metadata
 
 ROOT = Path(__file__).resolve().parents[1]
 MARKER = "# NBVAL_CHECK_OUTPUT"
 TOLERANCE_OTHER_DATA = 2e-2  # where a set is a copy on one side and the official one on the other
 SHOWN = 40  # lines of differences
+EXECUTING = []  # the clients of notebooks that are being executed
 CORES = os.cpu_count() or 1
 AT_ONCE = min(2, CORES)  # notebooks; more would not find enough that is independent
 
@@ -65,11 +69,25 @@ def execute(path, environment, target, timeout=None, after_cell=None):
         on_cell_executed=after_cell and (lambda **_: after_cell()),
     )
     variables = {**os.environ, "OSR_PROGRESS": "0", **environment}
+    EXECUTING.append(client)
     try:
         client.execute(env={k: v for k, v in variables.items() if v is not None})
     finally:  # a notebook that failed is written as well, with its error
+        EXECUTING.remove(client)
         target.parent.mkdir(parents=True, exist_ok=True)
         nbformat.write(notebook, target)
+
+
+def stop(*_):
+    """Leave at once, on Ctrl-C or when told to end, and take all that was started along."""
+    for client in EXECUTING:
+        process = client.km and client.km.provisioner and client.km.provisioner.process
+        if process and hasattr(os, "killpg"):
+            os.killpg(process.pid, signal.SIGKILL)  # a kernel leads the group of its workers
+        elif process:
+            process.kill()
+    print("\nstopped", flush=True)
+    os._exit(130)
 
 
 def definitions(path):
@@ -175,7 +193,7 @@ def compare_rows(stored, new):
         old, now = (side.get(name) for side in sides)
         if old and (now is None or now.get("stored")):
             if missing := missing_sets(old):
-                wanting[missing[0]] += 1
+                wanting[missing[0].split("/")[0]] += 1  # mnist_c/fog is of mnist_c
                 continue
             if now:
                 wanting["weights, which do not ship"] += 1
@@ -250,12 +268,31 @@ def refuse_half_a_clone():
             path = cache_path(name, split)
             paths.append(path if path.is_file() else cloned_path(name, split))
     paths += [shipped_dir() / name for name in sorted(weights_of_seed_0(ROOT))]
-    gone = [path for path in paths if not path.is_file() or path.stat().st_size < 1000]
+    gone = [path for path in paths if is_broken(path)]
     if gone:
-        sys.exit(
-            f"{len(gone)} of {len(paths)} files of images and weights are not here, such as "
-            f"{gone[0]}: {way_to_restore(gone[0])}"
+        way_out = (
+            way_to_restore(gone[0])
+            if len(gone) == 1
+            else (
+                "`git checkout -- data` brings them back (a sparse clone: `git sparse-checkout "
+                "disable`; pointers of Git LFS: `git lfs pull`)"
+            )
         )
+        sys.exit(
+            f"{len(gone)} of {len(paths)} files of images and weights are missing or damaged, such "
+            f"as {gone[0]}: {way_out}"
+        )
+
+
+def is_broken(path):
+    """Return whether a file of images or weights is missing, cut off or something else."""
+    if path.suffix == ".npz":
+        return not (path.is_file() and zipfile.is_zipfile(path))
+    try:
+        checkpoint_metadata(path)
+    except ValueError:
+        return True
+    return False
 
 
 def refuse_poorer_data(paths):
@@ -368,11 +405,13 @@ def retrain(output, paths, numbers):
 def main(command="", *numbers):
     if OSR_ROOT != ROOT:  # an environment that was made for another clone
         sys.exit(f"this Python imports osr from {OSR_ROOT}: `pip install -e {ROOT}`")
-    if command == "restore":
+    if command == "restore" and not numbers:
         return restore()
     works = {"run": run, "demo": demo, "notebooks": store, "retrain": retrain}
     if command not in works or (command == "retrain" and numbers):
         sys.exit(__doc__)
+    for kind in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(kind, stop)
     start, paths = time.perf_counter(), notebooks(numbers)
     os.environ["OSR_PROFILE"] = "demo" if command == "demo" else "full"
     os.environ.pop("OSR_RETRAIN", None)

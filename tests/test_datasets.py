@@ -57,7 +57,7 @@ def test_what_is_not_here_is_said_in_one_line(repository, data, capsys):
     for names, split, here, said in (
         (["cifar10", "letters", "mnist"], "test", ["cifar10", "letters", "mnist"], ""),
         (["svhn", "mnist", "kmnist"], "test", ["mnist"], "not here: svhn, kmnist (test; `make "),
-        (["mnist", "uci_digits"], "train", ["uci_digits"], "not here: mnist (train; `make data` "),
+        (["mnist", "uci_digits"], "train", ["uci_digits"], "not here: mnist (train). "),
         (fogs, "test", [], "not here: mnist_c (test; `make data` fetches "),
     ):
         assert datasets.available_sets(names, split) == here

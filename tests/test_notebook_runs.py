@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from nbclient.exceptions import CellExecutionError
@@ -147,3 +149,15 @@ def test_notebook_prints_and_saves_what_is_stored(name, checked_runs):
     equal, differences, wanting = run_notebooks.compare_rows(stored, new)
     print(f"{equal} values equal; not computed: {dict(wanting)}")
     assert differences == [] and (equal or not stored["rows"])
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such signal for another process")
+def test_a_run_that_is_stopped_ends_at_once(tmp_path):
+    environment = os.environ | {"OSR_OUTPUT": str(tmp_path)}
+    command = [sys.executable, str(ROOT / "tests/run_notebooks.py"), "run", "01"]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as run:
+        while not (tmp_path / ".lock").exists():
+            time.sleep(0.2)
+        time.sleep(3)  # a kernel is on its way
+        run.send_signal(signal.SIGINT)
+        assert run.wait(20) == 130 and "stopped" in run.stdout.read()

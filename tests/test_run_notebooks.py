@@ -7,13 +7,16 @@ import threading
 from collections import Counter
 
 import nbformat
+import numpy as np
 import pytest
 from filelock import FileLock
+from safetensors.torch import save_file
 
 import run_notebooks
 from helpers import POINTER, files, literal, row, store_rows, touch_sets, write_cache
 from osr import paths, results
 from osr.records import SETS
+from osr.weights import checkpoint_metadata
 
 pytestmark = pytest.mark.usefixtures("sandbox")
 CLONED = [f"{name}-{split}" for name in SETS for split in SETS[name].cloned]
@@ -41,9 +44,9 @@ def texts(folder):
 def fill(clone):
     """Put images and weights into a clone, as far as their size is looked at."""
     for name in CLONED:
-        (clone / f"data/{name}.npz").write_bytes(b"PK" * 500)
+        np.savez(clone / f"data/{name}.npz", images=0)
     store_rows(clone, [row(weights="cnn-01"), row(seed=1, weights="cnn-02")])
-    (clone / "data/checkpoints/cnn-01.safetensors").write_bytes(b"PK" * 500)
+    save_file({}, clone / "data/checkpoints/cnn-01.safetensors", {"meta": "{}"})
 
 
 # --- which notebooks, in which order --------------------------------------------------------------
@@ -247,7 +250,7 @@ def test_a_retraining_replaces_the_weights_once_all_is_trained(clone, monkeypatc
             raise KeyboardInterrupt
         (output / "checkpoints").mkdir(parents=True, exist_ok=True)
         for name in ("cnn-03", "tried-04"):
-            (output / f"checkpoints/{name}.safetensors").write_bytes(b"new" * 500)
+            save_file({}, output / f"checkpoints/{name}.safetensors", {"meta": '{"new": 1}'})
         store_rows(output, [row(weights="cnn-03", value=0.5004)])
 
     monkeypatch.setattr(run_notebooks, "execute_all", execute)
@@ -258,7 +261,8 @@ def test_a_retraining_replaces_the_weights_once_all_is_trained(clone, monkeypatc
     fails = False
     for _ in range(2):  # the second begins anew
         assert run_notebooks.main("retrain") == 0
-        assert texts(shelf) == {"cnn-03.safetensors": b"new" * 500}
+        assert [*texts(shelf)] == ["cnn-03.safetensors"]
+        assert checkpoint_metadata(shelf / "cnn-03.safetensors") == {"new": 1}
         stored = json.loads((clone / "report/results/03_test.json").read_text())
         assert stored["rows"] == [row(weights="cnn-03", value=0.5004)]
         before = texts(shelf.parent)
@@ -329,6 +333,11 @@ def test_half_a_clone_is_refused_with_a_file_that_is_gone_and_gits_command(clone
         SystemExit, match=f"1 of 6 files .*{place}: .*git lfs pull --include {file}"
     ):
         run_notebooks.main("demo")
+    fill(clone)
+    whole = (clone / file).read_bytes()
+    (clone / file).write_bytes(whole[:-10])
+    with pytest.raises(SystemExit, match=f"1 of 6 files .*{place}: .*git checkout -- {file}"):
+        run_notebooks.main("run")
     (clone / file).unlink()
     with pytest.raises(SystemExit, match=f"1 of 6 files .*{place}: .*git checkout -- {file}"):
         run_notebooks.main("run")

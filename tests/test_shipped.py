@@ -31,12 +31,12 @@ def test_an_unknown_model_lists_the_known_ones(name):
 
 
 def test_missing_and_ambiguous_weights_name_the_folder(repository):
-    with pytest.raises(FileNotFoundError, match=f"0 weight files .*{literal(repository)}"):
+    with pytest.raises(FileNotFoundError, match=f"no files .*{literal(repository)}"):
         shipped.load_model("multitask_autoencoder")
     name = ship()
     folder = paths.shipped_dir()
     shutil.copy(folder / f"{name}.safetensors", folder / "multitask_autoencoder-copy.safetensors")
-    with pytest.raises(FileNotFoundError, match="2 weight files"):
+    with pytest.raises(FileNotFoundError, match="2 files "):
         shipped.load_model("multitask_autoencoder")
 
 
