@@ -85,10 +85,11 @@ def _stored_values():
 
 @cache
 def _index(files):
-    return {name_of(row): row for file, _ in files for row in _read(file)["rows"]}
+    return {name_of(row): row for file, _ in files for row in read_file(file)["rows"]}
 
 
-def _read(path):
+def read_file(path):
+    """Return what a file of results holds: its head, and "rows"."""
     return json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -173,11 +174,11 @@ def save_results(notebook, rows, config, data_notes=None):
         if name_of(row) in seen:
             raise ValueError(f"the row {name_of(row)} stands twice: give each a method of its own")
         seen.add(name_of(row))
-    path = ROOT / f"report/results/{notebook}.json"
+    path = stored_path(notebook)
     if profile() == "full" and path.is_file():
         computed = {row["seed"] for row in rows} or {0}
         series = {tuple(row[key] for key in KEYS if key != "seed") for row in rows}
-        committed = _read(path)
+        committed = read_file(path)
         if committed["config"] != json.loads(json.dumps(config)):
             print("stored rows are dropped: they belong to another configuration")
             committed["rows"] = []
@@ -208,7 +209,7 @@ def read_results(notebook):
     A demo and a retraining know their own alone; [] where there are none yet.
     """
     path = results_files().get(notebook)
-    return _read(path)["rows"] if path else []
+    return read_file(path)["rows"] if path else []
 
 
 def results_files():
@@ -219,8 +220,13 @@ def results_files():
     return {path.stem: path for folder in folders for path in sorted(folder.glob("*.json"))}
 
 
+def stored_path(notebook):
+    """Return the path of a notebook's results in the repository."""
+    return ROOT / f"report/results/{notebook}.json"
+
+
 def stored_rows(notebook, **wanted):
     """Return rows of the repository's file, marked as "stored" (see `select_rows`)."""
-    path = ROOT / f"report/results/{notebook}.json"
-    rows = _read(path)["rows"] if path.is_file() else []
+    path = stored_path(notebook)
+    rows = read_file(path)["rows"] if path.is_file() else []
     return [row | {"stored": True} for row in select_rows(rows, **wanted)]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import typst
 
+from osr.results import read_file
 from osr_utils import ROOT, SETS, atomic_path, mean_and_deviation, row_values, select_rows
 
 BODY_PAGES = range(3, 6)  # the body has 3 to 5 pages; references and appendix come after
@@ -23,7 +24,7 @@ def read_all(folder):
     RESULTS.clear()
     for place in (ROOT, folder):
         for path in sorted((place / "report/results").glob("*.json")):
-            RESULTS[path.stem] = json.loads(path.read_text(encoding="utf-8"))
+            RESULTS[path.stem] = read_file(path)
 
 
 def compile_report(folder):

@@ -12,7 +12,6 @@ Everything lands in .run (demo: .demo, retrain: .retrain) or in OSR_OUTPUT. With
 
 import ast
 import difflib
-import json
 import os
 import shutil
 import signal
@@ -34,7 +33,7 @@ from osr.caches import cache_path, cloned_path
 from osr.paths import ROOT as OSR_ROOT
 from osr.paths import output_dir, shipped_dir, way_to_restore
 from osr.records import SETS
-from osr.results import agree, as_stored, missing_sets, name_of, write_results
+from osr.results import agree, as_stored, missing_sets, name_of, read_file, write_results
 from osr.weights import checkpoint_metadata
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -95,8 +94,8 @@ def definitions(path):
 
     So tests and the benchmark use a method where it is taught, without a copy of it.
     """
-    cells = nbformat.read(path, as_version=4).cells
-    source = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
+    cells = code_cells(nbformat.read(path, as_version=4))
+    source = "\n".join(cell.source for cell in cells)
     kept = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)
     body = [
         node
@@ -230,7 +229,7 @@ def compare(output, paths):
         differences += [f"{path.name}, {line}" for line in compare_texts(*pair)]
         name = f"report/results/{path.stem}.json"
         if (ROOT / name).is_file():
-            files = (json.loads((folder / name).read_text("utf-8")) for folder in (ROOT, output))
+            files = (read_file(folder / name) for folder in (ROOT, output))
             same, lines, missing = compare_rows(*files)
             equal, differences, wanting = equal + same, differences + lines, wanting + missing
     report = output / "differences.txt"
@@ -256,7 +255,7 @@ def build_reports(folder):
 def weights_of_seed_0(folder):
     """Return the file names of the weights that the results' rows of seed 0 come from."""
     files = (folder / "report/results").glob("*.json")
-    rows = [row for file in files for row in json.loads(file.read_text("utf-8"))["rows"]]
+    rows = [row for file in files for row in read_file(file)["rows"]]
     return {f"{row['weights']}.safetensors" for row in rows if row["seed"] == 0 and row["weights"]}
 
 
@@ -300,7 +299,7 @@ def refuse_poorer_data(paths):
     absent = set()
     for path in paths:
         file = ROOT / f"report/results/{path.stem}.json"
-        stored = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+        stored = read_file(file) if file.is_file() else {}
         noted = [name.replace(" ", "-") for name in stored.get("data_notes", ())]
         rows = [*stored.get("rows", ()), *({"id": "", "ood": name} for name in noted)]
         absent.update(name for row in rows for name in missing_sets(row))
@@ -331,7 +330,7 @@ def install(output, paths, keep_stored):
         for figure in sorted(output.glob(f"figures/{number}_*.p*")):
             shutil.copyfile(figure, ROOT / "figures" / figure.name)
         if (output / name).is_file():
-            head = json.loads((output / name).read_text("utf-8"))
+            head = read_file(output / name)
             rows = head.pop("rows")
             write_results(ROOT / name, head, as_stored(rows) if keep_stored else rows)
 

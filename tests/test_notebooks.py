@@ -8,7 +8,7 @@ import pytest
 
 import run_notebooks
 from osr.results import as_stored
-from run_notebooks import MARKER, ROOT
+from run_notebooks import MARKER, ROOT, code_cells
 
 NOTEBOOKS = run_notebooks.notebooks()
 NAMES = [path.stem for path in NOTEBOOKS]
@@ -19,10 +19,6 @@ OFFICIAL_OOD = ("", "fashionmnist", "kmnist", *(f"mnist-{digit}" for digit in ra
 def stored(request):
     """A notebook as it is stored, with its path."""
     return request.param, nbformat.read(request.param, as_version=4)
-
-
-def code_cells(notebook):
-    return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
 def test_notebook_was_run_top_to_bottom_in_one_go(stored):
