@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from osr.paths import ROOT, atomic_path, data_dirs, way_to_restore
+from osr.images import shape_problem
+from osr.paths import ROOT, atomic_path, data_dirs, data_hint, one_line, way_to_restore
 from osr.records import SETS
 
 
@@ -49,37 +50,68 @@ def check_images(images, labels, classes):
 
     `classes` bounds the labels; None: any that are not negative.
     """
-    if images.dtype != np.uint8 or images.shape[3:] not in ((), (3,)) or images.ndim < 3:
-        return f"images are {images.dtype} {images.shape}, not uint8 (N, H, W) or (N, H, W, 3)"
-    if labels.dtype != np.int64 or labels.shape != images.shape[:1] or not len(labels):
-        return f"labels are {labels.dtype} {labels.shape} for {len(images)} images"
+    if problem := _kind_problem(images, labels):
+        return problem
     if labels.min() < 0 or (classes and labels.max() >= classes):
         wanted = f"within 0..{classes - 1}" if classes else "from 0 on"
         return f"labels run from {labels.min()} to {labels.max()}, not {wanted}"
     return ""
 
 
+def _kind_problem(images, labels):
+    if problem := shape_problem(images):
+        return problem
+    if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1] or not len(labels):
+        return f"labels are {labels.dtype} {labels.shape} for {len(images)} images"
+    return ""
+
+
+def read_arrays(path):
+    """Return images, labels (int64) and note of a .npz file; whatever else it holds stays unread.
+
+    A ValueError says how it is damaged, or what else it is; an OSError or a MemoryError what keeps
+    it from being read here, though it may be whole.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            problem = _kind_problem(*(_announced(file, key) for key in ("images", "labels")))
+            if "note" in file and file.zip.getinfo("note.npy").file_size > 100_000:
+                problem = "its note is longer than any note"
+            if not problem:
+                note = one_line(str(file["note"])) if "note" in file else ""
+                return file["images"], file["labels"].astype(np.int64), note
+    except MemoryError as error:
+        raise MemoryError(f"{path} does not fit into memory: close other programs") from error
+    except Exception as error:  # numpy and zipfile raise a dozen kinds for a damaged file
+        if isinstance(error, PermissionError):
+            raise PermissionError(f"you may not read {path}: give yourself the right") from error
+        if isinstance(error, OSError) and error.filename:  # it could not be opened
+            raise
+        raise ValueError(f"damaged, or another kind of file ({error!r})") from error
+    raise ValueError(problem)
+
+
+def _announced(file, key):
+    """Return a stand-in, without memory, of the shape and dtype that an array in a file has."""
+    with file.zip.open(f"{key}.npy") as member:
+        version = "{}_{}".format(*np.lib.format.read_magic(member))
+        shape, _, dtype = getattr(np.lib.format, f"read_array_header_{version}")(member)
+    return np.broadcast_to(np.zeros((), dtype), shape)
+
+
 def read_cache(path, name, classes):
     """Return the `ImageSet` of a decoded file; a ValueError that names it where it is damaged."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in file.files}
-        images, labels = arrays["images"], arrays["labels"]
-    except Exception as error:  # numpy and zipfile raise a dozen kinds for a damaged file
-        if "pointer" in _way_out(path):
-            raise ValueError(f"{path}: {_way_out(path)}") from None
+        images, labels, note = read_arrays(path)
+        if problem := check_images(images, labels, classes):
+            raise ValueError(problem)
+    except ValueError as error:
+        stored = path in [cloned_path(name, split) for split in SETS[name].cloned]
+        fetch = "" if stored else "delete it and run `make data`, or point OSR_DATA at a good copy"
         raise ValueError(
-            f"{path} is damaged or no image cache ({error!r}); {_way_out(path)}"
+            f"{path} is no cache of {name}: {error}; {way_to_restore(path, fetch)}"
         ) from error
-    if problem := check_images(images, labels, classes):
-        raise ValueError(f"{path} is no cache of {name}: {problem}; {_way_out(path)}")
-    return ImageSet(images, labels, name, str(arrays.get("note", "")))
-
-
-def _way_out(path):
-    if path in {cloned_path(name, split) for name in SETS for split in SETS[name].cloned}:
-        return way_to_restore(path)
-    return "delete it and run `make data`, or point OSR_DATA at a good copy"
+    return ImageSet(images, labels, name, note)
 
 
 def download(name, split, record):
@@ -95,10 +127,8 @@ def download(name, split, record):
     if name.startswith("mnist_c/") and split == "train":
         raise DatasetNotFoundError(f"no {name}-{split}: MNIST-C is a test set; use 'test'")
     path = cache_path(name, split)
-    problem = None
-    if not sources.online(record.address):
-        problem = "the network does not answer"
-    if problem is None:
+    problem = sources.unreachable(record.address)
+    if not problem:
         folder = data_dirs()[0] / "downloads" / record.source
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -120,7 +150,7 @@ def download(name, split, record):
                 folder.parent.rmdir()
             return
     raise DatasetNotFoundError(
-        f"no {path.name} in {path.parent}, and {problem}. Three ways out: run `make data` with a "
-        "network; set OSR_DATA to a folder that has the file; or, small and without a download, "
-        "`make demo` (a notebook alone: OSR_PROFILE=demo)"
+        f"no {path.name} in {path.parent}, and {problem}{data_hint()}. Three ways out: run `make "
+        "data` with a network; set OSR_DATA to a folder that has the file; or, small and without a "
+        "download, `make demo` (a notebook alone: OSR_PROFILE=demo)"
     )

@@ -4,8 +4,10 @@
 """
 
 import difflib
+import operator
 import os
 import sys
+from itertools import groupby
 
 import numpy as np
 
@@ -18,8 +20,8 @@ from osr.caches import (
     read_cache,
 )
 from osr.own_sets import registered
-from osr.paths import profile, way_to_restore
-from osr.records import SETS
+from osr.paths import data_hint, profile, way_to_restore
+from osr.records import SETS, folded
 
 DEMO_IMAGES = {"train": 4_000, "test": 1_000}  # of the sets in the repository
 
@@ -38,15 +40,14 @@ def is_available(name, split):
 
 def available_sets(names, split="test"):
     """Return those of some data sets that are here; print, in one line, which are not."""
+    names = [names] if isinstance(names, str) else list(names)
     absent = [name for name in names if not is_available(name, split)]
     if absent:
-        of_mnist_c = all(name.startswith("mnist_c/") for name in absent)
-        shown = "mnist_c" if of_mnist_c else ", ".join(absent)
         fetched = any(SETS[name].address and split not in SETS[name].cloned for name in absent)
         hint = "; `make data` fetches what is missing" if fetched else ""
         print(
-            f"not here: {shown} ({split}{hint}). What rests on it is left out below, or, where it "
-            "is marked °, as it was stored."
+            f"not here: {', '.join(folded(absent))} ({split}{hint}{data_hint()}). What rests on it "
+            "is left out below, or, where it is marked °, as it was stored."
         )
     return [name for name in names if name not in absent]
 
@@ -92,7 +93,7 @@ def load_images(name, split):
     if not path.is_file() and split in record.cloned:
         raise DatasetNotFoundError(
             f"{cloned_path(name, split)} belongs to the repository, but is not here: "
-            f"{way_to_restore(cloned_path(name, split))}"
+            f"{way_to_restore(cloned_path(name, split))}{data_hint()}"
         )
     if not path.is_file():
         download(name, split, record)
@@ -141,15 +142,22 @@ def digit_split(labels, digits=(8, 4)):
     Parameters
     ----------
     labels : int array, (N,)
-    digits : sequence of int
+    digits : collection of int
         The digits that get a set of their own.
 
     Returns
     -------
     dict of str to int64 array
         Ascending indices: one entry a digit ("8", "4"), and "rest".
+
+    Raises
+    ------
+    ValueError
+        If `labels` or `digits` are no whole numbers.
     """
-    labels = np.asarray(labels)
+    labels, digits = np.asarray(labels), _whole_numbers("digits", digits)
+    if labels.ndim != 1 or (labels.dtype.kind not in "iu" and len(labels)):
+        raise ValueError(f"labels are {labels.dtype} {labels.shape}: give whole numbers, (N,)")
     parts = {str(digit): np.flatnonzero(labels == digit) for digit in digits}
     parts["rest"] = np.flatnonzero(~np.isin(labels, digits))
     return parts
@@ -161,7 +169,7 @@ def sample_split(n, sizes, seed):
     Parameters
     ----------
     n : int
-    sizes : sequence of int
+    sizes : collection of int
     seed : int
 
     Returns
@@ -172,45 +180,64 @@ def sample_split(n, sizes, seed):
     Raises
     ------
     ValueError
-        If more than `n` indices are asked for.
+        If more than `n` indices are asked for, or a size is negative or no whole number.
     """
+    sizes = _whole_numbers("sizes", sizes)
+    if min(sizes, default=0) < 0:
+        raise ValueError(f"sizes are {sizes}: none can be below 0")
     if sum(sizes) > n:
         raise ValueError(f"asked for {sum(sizes)} of {n} images; ask for fewer")
     order = np.random.default_rng(seed).permutation(n)
-    return np.split(order[: sum(sizes)], np.cumsum(sizes)[:-1])
+    return np.split(order[: sum(sizes)], np.cumsum(sizes, dtype=int)[:-1])[: len(sizes)]
+
+
+def _whole_numbers(what, values):
+    try:
+        return [operator.index(value) for value in values]
+    except TypeError as error:
+        raise ValueError(f"{what} are {values!r}: give whole numbers, such as (8, 4)") from error
 
 
 def _record(name, split):
-    if name not in SETS:
-        close = difflib.get_close_matches(str(name).lower(), SETS, 1)
+    if not isinstance(name, str) or name not in SETS:
+        written = str(name).lower().replace("-", "_")
+        known = [one for one in SETS if written.startswith("mnist_c") == ("/" in one)]
+        close = difflib.get_close_matches(written, known, 1)
         hint = f"did you mean {close[0]!r}? There are" if close else "there are"
-        raise ValueError(f"unknown data set {name!r}; {hint} {', '.join(SETS)}")
+        more = ", mnist_c/fog and other corruptions" if "mnist" in known else ""
+        raise ValueError(f"unknown data set {name!r}; {hint} {', '.join(known)}{more}")
     if split not in ("train", "test"):
         raise ValueError(f"unknown split {split!r} of {name!r}; use 'train' or 'test'")
     return SETS[name]
 
 
 def download_all():
-    """Download every set that is not there yet, each on its own; return those that did not come."""
+    """Download every set that is not there yet, each on its own; return why some did not come."""
     os.environ["OSR_PROFILE"] = "full"
+    there = [(name, split) for name in SETS if SETS[name].address for split in SETS[name].wanted]
     came, missing, failed = [], {}, set()
-    for name, record in SETS.items():
-        for split in record.wanted if record.address else ():
-            here = f"{name}-{split}"
-            fetched = not cache_path(name, split).is_file() and split not in record.cloned
-            if fetched and record.source in failed:
-                missing[here] = "as the one before it, from the same place"
-                continue
+    for here, parts in groupby(there, lambda one: f"{folded(one[:1])[0]}-{one[1]}"):
+        images, problems = 0, []
+        for name, split in parts:
+            record, fetched = SETS[name], False
             try:
+                fetched = not cache_path(name, split).is_file() and split not in record.cloned
+                if fetched and record.source in failed:
+                    problems = problems or ["as the one before it, from the same place"]
+                    continue
                 if fetched:
-                    print(f"{here}: from {record.address}", flush=True)
+                    print(f"{here}: from {record.address}{data_hint()}", flush=True)
                     download(name, split, record)
-                print(f"{here}: {len(load_images(name, split).images):,} images", flush=True)
-                came += [here] * fetched
-            except (DatasetNotFoundError, ValueError) as error:
+                images += len(load_images(name, split).images)
+                came += [here] * (fetched and here not in came)
+            except (OSError, ValueError, MemoryError) as error:
                 failed |= {record.source} if fetched else set()
-                missing[here] = str(error).split(". Three ways out")[0]
-                print(f"{here}: {missing[here]}", flush=True)
+                problems.append(str(error).split(". Three ways out")[0])
+        if images:
+            print(f"{here}: {images:,} images", flush=True)
+        if problems:
+            missing[here] = "; ".join(problems)
+            print(f"{here}: {missing[here]}", flush=True)
     print(f"\nfetched: {', '.join(came) or 'nothing new'}")
     return missing
 

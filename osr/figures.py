@@ -2,7 +2,7 @@
 
 import torch
 
-from osr.paths import ROOT, atomic_path, output_dir, profile, seeds
+from osr.paths import ROOT, atomic_path, output_dir, profile, safe_name, seeds
 from osr.records import COLORS
 from osr.training import pick_device, seed_everything
 
@@ -47,7 +47,11 @@ def use_report_style():
 
 
 def save_figure(fig, name):
-    """Write a figure to figures/<name>.png and .pdf, atomically and without a date."""
+    """Write a figure to figures/<name>.png and .pdf, atomically and without a date.
+
+    A ValueError says that the name is none for a file.
+    """
+    safe_name(name)
     fig.draw_without_rendering()
     fig.set_layout_engine("none")  # the layout is found: once is enough
     for suffix, dates in ((".png", {"Software": None}), (".pdf", {"CreationDate": None})):
@@ -85,9 +89,9 @@ def show_strips(strips, name="", *, captions=None, axis=None, size=5.5):
         said = captions.get(label, [])
         lines = max((text.count("\n") + 1 for text in said), default=0)
         room = round(line * (lines + 0.6)) if lines else 0  # apart from the row above
-        sheet.append(torch.ones(3, room, across * width))
+        sheet.append(pictures.new_ones(3, room, across * width))
         top += room
-        row = torch.ones(3, height, across * width)
+        row = pictures.new_ones(3, height, across * width)
         for i, picture in enumerate(pictures):
             row[:, 1:-1, i * width + 1 : (i + 1) * width - 1] = picture
             if i < len(said):
@@ -113,7 +117,7 @@ def show_strips(strips, name="", *, captions=None, axis=None, size=5.5):
 
 def _in_colour(pictures):
     """Return pictures as (n, 3, H, W) on the CPU."""
-    pictures = torch.as_tensor(pictures).detach().cpu().float()
+    pictures = torch.as_tensor(pictures, device="cpu").detach().float()
     if pictures.ndim == 3:
         pictures = pictures[:, None]
     return pictures.clamp(0, 1).expand(-1, 3, -1, -1)

@@ -1,4 +1,4 @@
-"""Pictures as tensors: model input, augmentation, and reading a picture file."""
+"""Pictures as tensors: model input and augmentation."""
 
 import math
 
@@ -14,7 +14,7 @@ def to_model_input(images, device="cpu"):
 
     Parameters
     ----------
-    images : uint8 array, (N, H, W) or (N, H, W, 3)
+    images : uint8 array, (N, H, W), (N, H, W, 1) or (N, H, W, 3)
     device : str or torch.device
 
     Returns
@@ -24,17 +24,20 @@ def to_model_input(images, device="cpu"):
     Raises
     ------
     ValueError
-        If the dtype or the shape is another one.
+        If the dtype or the shape is another one, or it may be one picture, channels first.
     """
     images = np.asarray(images)
-    grey = images.ndim == 3 and images.shape[2] != 3  # (H, W, 3) is one picture, not H of them
-    if images.dtype != np.uint8 or not (grey or (images.ndim == 4 and images.shape[3] == 3)):
+    if images.ndim == 4 and images.shape[3] == 1:
+        images = images[..., 0]
+    elif images.ndim == 3 and len(images) == 3 and images.shape[1:] != (28, 28):
         raise ValueError(
-            f"expected uint8 images of shape (N, H, W) or (N, H, W, 3), found {images.dtype} "
-            f"{images.shape}; scale to 0..255, put the colour channel last, give one picture as "
-            "picture[None]"
+            f"{images.shape} may be three grey pictures or one in colour: give those as "
+            "pictures[..., None], this one as picture.transpose(1, 2, 0)[None]"
         )
-    out = torch.empty(len(images), 1, 28, 28, device=device)
+    if problem := shape_problem(images):
+        raise ValueError(problem)
+    grey = images.ndim == 3
+    out = torch.empty(len(images), 1, 28, 28, dtype=torch.float32, device=device)
     for start in range(0, len(images), 4096):  # bounds the memory of the float copies
         x = torch.tensor(images[start : start + 4096], device=device).float() / 255
         x = x[:, None] if grey else (x @ x.new_tensor([0.299, 0.587, 0.114]))[:, None]
@@ -42,6 +45,19 @@ def to_model_input(images, device="cpu"):
             x = F.interpolate(x, (28, 28), mode="bilinear", antialias=True, align_corners=False)
         out[start : start + 4096] = x.clamp(0, 1)
     return out
+
+
+def shape_problem(images):
+    """Return what is wrong with an array as decoded images, "" if nothing is."""
+    right = images.ndim in (3, 4) and images.shape[3:] in ((), (3,)) and 0 not in images.shape[1:3]
+    one = images.ndim == 2 or (images.ndim == 3 and images.shape[2] <= 4)  # (H, W, 3), not H of 1x3
+    if right and not one and images.dtype == np.uint8:
+        return ""
+    hint = "give one picture as picture[None]" if one else "put the colour channel last"
+    return (
+        f"expected uint8 images of shape (N, H, W) or (N, H, W, 3), found {images.dtype} "
+        f"{images.shape}; scale to 0..255, {hint}"
+    )
 
 
 def augment(images, generator, degrees=15.0, translate=0.1, scale=0.0, shear=0.0):
@@ -65,15 +81,30 @@ def augment(images, generator, degrees=15.0, translate=0.1, scale=0.0, shear=0.0
     Returns
     -------
     float tensor, (N, C, S, S)
+        Of the images' dtype, on their device.
+
+    Raises
+    ------
+    ValueError
+        If an amount is not finite, or `warp` refuses the images.
     """
+    amounts = {"degrees": degrees, "translate": translate, "scale": scale, "shear": shear}
+    for name, amount in amounts.items():
+        if not math.isfinite(amount):
+            raise ValueError(f"{name} is {amount}: give a finite number")
     n = len(images)
-    draw = torch.rand(3, n, generator=generator).to(images.device) * 2 - 1
+
+    def draw_three():
+        drawn = torch.rand(3, n, generator=generator, dtype=torch.float32, device="cpu")
+        return drawn.to(images.device) * 2 - 1
+
+    draw = draw_three()
     angle = draw[0] * math.radians(degrees)
     cos, sin = angle.cos(), angle.sin()
     shift = draw[1:] * 2 * translate  # the grid runs from -1 to 1
     theta = torch.stack([cos, -sin, shift[0], sin, cos, shift[1]], 1).view(n, 2, 3)
     if scale or shear:
-        draw = torch.rand(3, n, generator=generator).to(images.device) * 2 - 1
+        draw = draw_three()
         wide, high = (draw[:2] * scale).exp()
         stretch = torch.stack([wide, draw[2] * shear, torch.zeros_like(wide), high], 1)
         theta = torch.cat([theta[:, :, :2] @ stretch.view(n, 2, 2), theta[:, :, 2:]], 2)
@@ -93,32 +124,25 @@ def warp(images, theta):
     Returns
     -------
     float tensor, (N, C, S, S)
-    """
-    side = images.shape[-1]
-    line = (2 * torch.arange(side, device=images.device) + 1) / side - 1
-    points = torch.stack(
-        [line.repeat(side), line.repeat_interleave(side), torch.ones_like(line).repeat(side)]
-    )
-    grid = (theta.reshape(-1, 3) @ points).view(-1, 2, side, side).permute(0, 2, 3, 1)
-    return F.grid_sample(images, grid, align_corners=False)
-
-
-def read_picture(path):
-    """Return a picture file as a PIL image in RGB, upright; what is transparent becomes black.
+        Of the images' dtype; computed in single precision at least.
 
     Raises
     ------
-    OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError
-        What Pillow raises for a file that it cannot read, and for real numbers.
+    ValueError
+        If the images are not square or not float, or `theta` is of another shape.
     """
-    from PIL import Image, ImageOps
-
-    with Image.open(path) as picture:
-        picture = ImageOps.exif_transpose(picture)  # as the camera was held
-        if picture.mode == "F":
-            raise ValueError("real numbers: save it with 8 or 16 bits")
-        if picture.mode.startswith("I"):  # 16 bits
-            picture = picture.point(lambda value: value / 256).convert("L")
-        picture = picture.convert("RGBA")
-    black = Image.new("RGBA", picture.size, "black")
-    return Image.alpha_composite(black, picture).convert("RGB")
+    if images.ndim != 4 or images.shape[2] != images.shape[3] or not images.is_floating_point():
+        raise ValueError(
+            f"expected float images (N, C, S, S), found {images.dtype} {tuple(images.shape)}: "
+            "give those of `to_model_input`"
+        )
+    if theta.shape != (len(images), 2, 3):
+        raise ValueError(f"expected theta ({len(images)}, 2, 3), found {tuple(theta.shape)}")
+    side, dtype = images.shape[3], torch.promote_types(images.dtype, torch.float32)
+    line = (2 * torch.arange(side, dtype=dtype, device=images.device) + 1) / side - 1
+    points = torch.stack(
+        [line.repeat(side), line.repeat_interleave(side), torch.ones_like(line).repeat(side)]
+    )
+    grid = (theta.to(points).reshape(-1, 3) @ points).view(len(images), 2, side, side)
+    warped = F.grid_sample(images.to(dtype), grid.permute(0, 2, 3, 1), align_corners=False)
+    return warped.to(images.dtype)

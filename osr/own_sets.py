@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from osr.caches import ImageSet, check_images
+from osr.caches import ImageSet, check_images, read_arrays
+from osr.paths import expanded, safe_name
 from osr.records import COLORS, SETS, Record
 
 registered = {}  # (name, split) -> ImageSet
@@ -16,25 +17,25 @@ def register(name, train=None, test=None):
     Parameters
     ----------
     name : str
-        A new one; a name that you have registered before is replaced.
+        A new one, without a slash; a name that you have registered before is replaced.
     train, test : (images, labels), or str or Path
         Arrays, uint8 (N, H, W) or (N, H, W, 3) and integers (N,); or a .npz file with arrays
         ``images`` and ``labels``; or a folder that holds one folder of pictures for each class,
         which are numbered in alphabetical order (pictures of several sizes are resized to 64 x 64).
-        One of the two may be missing.
+        ``~`` and variables in a path are expanded. One of the two may be missing.
 
     Raises
     ------
     ValueError
-        If the name is taken, neither split is given, or a split is none of the above.
+        If the name is taken or could name no file, neither split is given, or a split is none of
+        the above.
     FileNotFoundError
         If there is no such file or folder.
     """
-    if not isinstance(name, str) or not name:
-        raise ValueError(f"{name!r} is no name: give a text")
     mine = any(key[0] == name for key in registered)
     if name in SETS and not mine:
         raise ValueError(f"{name!r} is a set of this repository: give yours another name")
+    safe_name(name)
     given = {split: part for split, part in (("train", train), ("test", test)) if part is not None}
     if not given:
         raise ValueError(f"no images for {name!r}: give train=..., test=..., or both")
@@ -49,7 +50,7 @@ def register(name, train=None, test=None):
 def _own_images(name, given):
     note = given.note if isinstance(given, ImageSet) else ""
     if isinstance(given, str | Path):
-        path = Path(given).expanduser()
+        path = expanded(given)
         if path.is_dir():
             from osr import sources
 
@@ -57,21 +58,17 @@ def _own_images(name, given):
         if not path.is_file():
             raise FileNotFoundError(f"no file or folder {path}: give the one that holds {name!r}")
         try:
-            with np.load(path, allow_pickle=False) as file:
-                given = file["images"], file["labels"]
-                note = str(file["note"]) if "note" in file else ""
-        except Exception as error:  # as in `read_cache`
+            *given, note = read_arrays(path)
+        except ValueError as error:
             raise ValueError(
-                f"{path} cannot be read ({error!r}): give a .npz file with arrays images and labels"
+                f"{path} cannot be taken: {error}; give a .npz file with arrays images and labels"
             ) from error
-    if not isinstance(given, tuple) or len(given) < 2:
+    if not isinstance(given, tuple | list) or (len(given) != 2 and not isinstance(given, ImageSet)):
         raise ValueError(
             f"{name!r} is a {type(given).__name__}: give a tuple (images, labels), a folder with "
             "one folder a class, or a .npz file"
         )
     images, labels = (np.array(part) for part in given[:2])  # what you change later stays yours
-    if labels.dtype.kind in "iu":
-        labels = labels.astype(np.int64)
     if problem := check_images(images, labels, None):
         raise ValueError(f"{name!r} cannot be registered: {problem}")
-    return ImageSet(images, labels, name, note)
+    return ImageSet(images, labels.astype(np.int64), name, note)

@@ -91,3 +91,8 @@ SETS = {
     "symbols": Record("symbols", "drawn from matplotlib's fonts", "symbols", wanted=()),
 }  # fmt: skip
 COLORS = {name: record.colour for name, record in SETS.items()}  # and of methods: osr.figures
+
+
+def folded(names):
+    """Return names of data sets, each once, with the corruptions of MNIST-C as one: mnist_c."""
+    return list(dict.fromkeys(name.split("/")[0] for name in names))

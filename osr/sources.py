@@ -1,10 +1,13 @@
 """Where images come from: the official downloads, and what the dependencies bring."""
 
+import socket
+import ssl
 import threading
 import urllib.error
 import urllib.request
 from functools import cache
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 import PIL
@@ -13,10 +16,10 @@ import torchvision
 from matplotlib import get_data_path
 from PIL import Image, ImageDraw, ImageFont
 from sklearn.datasets import load_digits, load_sample_images
-from torch import tensor
+from torch import from_numpy
 
-from osr.images import read_picture
-from osr.paths import progress
+from osr.drawings import read_picture
+from osr.paths import one_line, progress
 
 # --- official downloads ---------------------------------------------------------------------------
 
@@ -58,23 +61,42 @@ def tinyimagenet(name, split, folder):
     yield name, split, np.stack(images), labels
 
 
-def online(address, seconds=6):
-    """Return whether a server answers, without waiting for a resolver that hangs."""
-    answer = threading.Event()
+def unreachable(address, seconds=6):
+    """Return why a server does not answer, "" if it does; not waiting for a resolver that hangs."""
+    server = urlsplit(address).hostname
+    found = [f"{server} gives no answer within {seconds} s"]  # the last one counts
 
     def ask():
         try:
             urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=seconds)
         except urllib.error.HTTPError:
-            pass  # a server that refuses is a server
-        except OSError:
-            return
-        answer.set()
+            found.append("")  # a server that refuses a request is a server
+        except Exception as error:  # of sockets, certificates and http.client, some no OSError
+            found.append(_what_failed(server, error) or found[0])
+        else:
+            found.append("")
 
     asking = threading.Thread(target=ask, daemon=True)
     asking.start()
     asking.join(seconds)
-    return answer.is_set()
+    return found[-1]
+
+
+def _what_failed(server, error):
+    cause = error.reason if isinstance(error, urllib.error.URLError) else error
+    match cause:
+        case ssl.SSLCertVerificationError():
+            why = "has a certificate that is not accepted; are this computer's clock and "
+            why += "certificates up to date, is there a proxy?"
+        case socket.gaierror():
+            why = "is not found; is there a network?"
+        case ConnectionRefusedError():
+            why = "refuses the connection; is there a proxy?"
+        case TimeoutError():
+            return ""
+        case _:
+            why = "cannot be asked"
+    return f"{server} {why} ({cause})"
 
 
 def _from_torchvision(kind, split, folder):
@@ -92,7 +114,8 @@ def _from_torchvision(kind, split, folder):
 def class_folders(folder):
     """Return images and labels of a folder with one folder of pictures a class.
 
-    Pictures of one size are kept as they are, of several sizes resized to 64 x 64.
+    Pictures of one size are kept as they are, of several sizes resized to 64 x 64. What is no
+    picture is left out, and named with the reason.
     """
     classes = sorted(path for path in folder.iterdir() if path.is_dir())
     pictures, labels, broken = [], [], []
@@ -103,10 +126,10 @@ def class_folders(folder):
             try:
                 pictures.append(read_picture(path))
                 labels.append(label)
-            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-                broken.append(f"{place.name}/{path.name}")
+            except ValueError as error:
+                broken.append(one_line(f"{place.name}/{path.name} ({error})"))
     if broken:
-        print(f"{folder}: {len(broken)} files are no pictures: {', '.join(broken)}")
+        print(one_line(f"{folder}: {len(broken)} files are no pictures: {', '.join(broken)}", 2000))
     if not pictures:
         raise ValueError(
             f"no readable picture in the folders of {folder}: make one folder for each class, and "
@@ -123,7 +146,7 @@ def class_folders(folder):
 def digits(name, split):
     """Return UCI digits, enlarged to 28x28: 1,297 to train, 500 to test."""
     uci = load_digits()
-    x = tensor(uci.images).float()[:, None] / 16
+    x = from_numpy(uci.images).float()[:, None] / 16
     x = F.interpolate(x, (20, 20), mode="bicubic", align_corners=False).clamp(0, 1)
     images = (F.pad(x, (4, 4, 4, 4))[:, 0] * 255).round().byte().numpy()
     order = np.random.default_rng(0).permutation(len(images))

@@ -59,7 +59,7 @@ def network(monkeypatch):
 
     from osr import sources
 
-    monkeypatch.setattr(sources, "online", lambda name: True)
+    monkeypatch.setattr(sources, "unreachable", lambda address: "")
     return lambda name, fake: monkeypatch.setattr(torchvision.datasets, name, fake)
 
 
@@ -69,7 +69,7 @@ def demo(monkeypatch, data):
     from osr import sources
 
     monkeypatch.setenv("OSR_PROFILE", "demo")
-    monkeypatch.setattr(sources, "online", None)
+    monkeypatch.setattr(sources, "unreachable", None)
     return data
 
 

@@ -4,6 +4,7 @@ import json
 import linecache
 import re
 import textwrap
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,20 @@ def one_batch(labels, images=None):
 
     labels = torch.as_tensor(labels)
     return [(torch.zeros(len(labels), 1, 28, 28) if images is None else images, labels)]
+
+
+@contextmanager
+def other_defaults():
+    """Have torch make float64 tensors without numbers wherever it is not told otherwise."""
+    import torch
+
+    torch.set_default_device("meta")
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_device(None)
+        torch.set_default_dtype(torch.float32)
 
 
 def state_bytes(model):

@@ -31,8 +31,8 @@ from tqdm import tqdm
 
 from osr.caches import cache_path, cloned_path
 from osr.paths import ROOT as OSR_ROOT
-from osr.paths import output_dir, shipped_dir, way_to_restore
-from osr.records import SETS
+from osr.paths import data_hint, output_dir, shipped_dir, way_to_restore
+from osr.records import SETS, folded
 from osr.results import agree, as_stored, missing_sets, name_of, read_file, write_results
 from osr.weights import checkpoint_metadata
 
@@ -192,7 +192,7 @@ def compare_rows(stored, new):
         old, now = (side.get(name) for side in sides)
         if old and (now is None or now.get("stored")):
             if missing := missing_sets(old):
-                wanting[missing[0].split("/")[0]] += 1  # mnist_c/fog is of mnist_c
+                wanting[folded(missing)[0]] += 1
                 continue
             if now:
                 wanting["weights, which do not ship"] += 1
@@ -285,8 +285,11 @@ def refuse_half_a_clone():
 
 def is_broken(path):
     """Return whether a file of images or weights is missing, cut off or something else."""
+    if not path.is_file():
+        return True
     if path.suffix == ".npz":
-        return not (path.is_file() and zipfile.is_zipfile(path))
+        with open(path, "rb") as file:  # or what may not be read would be called damaged
+            return not zipfile.is_zipfile(file)
     try:
         checkpoint_metadata(path)
     except ValueError:
@@ -306,18 +309,24 @@ def refuse_poorer_data(paths):
     if absent:
         sys.exit(
             f"nothing was run or replaced: what is stored rests on {', '.join(sorted(absent))}, "
-            "which are not here. `make data` fetches them; or set OSR_DATA; or `make run`, which "
-            "leaves them out and replaces nothing"
+            f"which are not here{data_hint()}. `make data` fetches them; or set OSR_DATA; or `make "
+            "run`, which leaves them out and replaces nothing"
         )
 
 
 def forget(output):
     """Remove what an earlier run has made, by name; nothing else in the folder."""
-    for figure in (ROOT / "figures").glob("[0-9]*.p*"):
+    for figure in figures_of(ROOT):
         (output / "figures" / figure.name).unlink(missing_ok=True)
     for path in notebooks():
         (output / f"report/results/{path.stem}.json").unlink(missing_ok=True)
     shutil.rmtree(output / "report/results/.local/sweeps", ignore_errors=True)
+
+
+def figures_of(folder, number="[0-9]*"):
+    """Return the figures of all notebooks, or of one, in a folder."""
+    found = (folder / "figures").glob(f"{number}_*")
+    return sorted(path for path in found if path.suffix in (".png", ".pdf"))
 
 
 def install(output, paths, keep_stored):
@@ -327,7 +336,7 @@ def install(output, paths, keep_stored):
     """
     for path in paths:
         number, name = path.stem.split("_")[0], f"report/results/{path.stem}.json"
-        for figure in sorted(output.glob(f"figures/{number}_*.p*")):
+        for figure in figures_of(output, number):
             shutil.copyfile(figure, ROOT / "figures" / figure.name)
         if (output / name).is_file():
             head = read_file(output / name)

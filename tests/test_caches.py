@@ -2,6 +2,8 @@
 
 import hashlib
 import http.client
+import os
+import tracemalloc
 import urllib.error
 import urllib.request
 
@@ -11,7 +13,7 @@ import torch
 
 from helpers import POINTER, FakeDownload, files, literal, random_images, write_cache
 from osr import datasets, paths, sources
-from osr.caches import DatasetNotFoundError
+from osr.caches import DatasetNotFoundError, read_arrays
 from osr.datasets import load_images
 from osr.records import SETS
 
@@ -45,6 +47,12 @@ def test_the_note_of_a_cache_survives(data):
     assert load_images("mnist", "test").note == "décoded from a lossy copy"
 
 
+def test_a_note_is_one_short_line_without_escape_codes(data):
+    write_cache(data, note="two\nlines \x1b[31m" + "x" * 1000)
+    note = load_images("mnist", "test").note
+    assert note.startswith("two lines ?[31mxxx") and note.isprintable() and len(note) == 300
+
+
 @pytest.mark.parametrize(
     "arrays, problem",
     [
@@ -56,6 +64,13 @@ def test_the_note_of_a_cache_survives(data):
         ({"labels": np.array([[3], [1], [4]])}, r"labels are int64 \(3, 1\)"),
         ({"labels": np.array([3, 1, 10])}, r"labels run from 1 to 10, not within 0\.\.9"),
         ({"labels": np.array([-1, 1, 4])}, "labels run from -1 to 4"),
+        ({"labels": np.array([2**64 - 1, 1, 4], np.uint64)}, "labels run from -1 to 4"),
+        ({"labels": np.array(["3", "1", "4"])}, "labels are <U1"),
+        ({"images": np.zeros((3, 28, 3), np.uint8)}, r"\(3, 28, 3\)"),
+        ({"images": np.zeros((3, 28, 28, 4), np.uint8)}, r"\(3, 28, 28, 4\)"),
+        ({"images": np.zeros((3, 0, 28), np.uint8)}, r"\(3, 0, 28\)"),
+        ({"images": np.zeros((3, 28, 0, 3), np.uint8)}, r"\(3, 28, 0, 3\)"),
+        ({"images": np.zeros((), np.uint8)}, r"uint8 \(\)"),
         (
             {"images": np.zeros((0, 28, 28), np.uint8), "labels": np.zeros(0, np.int64)},
             "for 0 images",
@@ -92,9 +107,60 @@ def test_a_damaged_cache_names_the_file(data, how):
     path = write_cache(data)
     damage(path, how)
     with pytest.raises(
-        ValueError, match=f"{literal(path)} is damaged or no image cache.*delete it"
+        ValueError, match=f"{literal(path)} is no cache of mnist: (damaged|.*object).*delete"
     ):
         load_images("mnist", "test")
+
+
+@pytest.mark.parametrize("kind", ["unused", "images", "labels", "note"])
+def test_a_small_file_that_would_fill_the_memory_is_not_read_to_its_end(data, kind):
+    """Of what is no image, 40 MB are announced in 40 KB."""
+    path = write_cache(data)
+    with np.load(path) as file:
+        arrays = dict(file)
+    huge = np.zeros(5_000_000) if kind != "note" else np.array("x" * 10_000_000)
+    np.savez_compressed(path, **arrays | {kind: huge})
+    del huge
+    tracemalloc.start()
+    if kind == "unused":
+        assert len(load_images("mnist", "test").images) == 3
+    else:
+        with pytest.raises(ValueError, match=f"{literal(path)} is no cache of mnist"):
+            load_images("mnist", "test")
+    assert path.stat().st_size < 1e5 and tracemalloc.get_traced_memory()[1] < 5e6
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("failure", [PermissionError(13, "Permission denied"), MemoryError()])
+def test_a_file_that_may_be_whole_is_never_called_damaged(data, monkeypatch, failure):
+    def fail(*_, **__):
+        raise failure
+
+    path = write_cache(data)
+    monkeypatch.setattr(np, "load", fail)
+    with pytest.raises(type(failure), match=literal(path)) as caught:
+        load_images("mnist", "test")
+    said = str(caught.value)
+    assert "may not read" in said or "does not fit into memory" in said
+    assert "damaged" not in said and "delete" not in said
+
+
+@pytest.mark.skipif(os.name == "nt" or not os.getuid(), reason="this user may read everything")
+def test_a_file_that_one_may_not_read_is_named(data):
+    path = write_cache(data)
+    path.chmod(0)
+    with pytest.raises(PermissionError, match=f"you may not read {literal(path)}"):
+        load_images("mnist", "test")
+
+
+def test_a_file_too_many_is_no_damage_either(data, monkeypatch):
+    def too_many(path, *_, **__):
+        raise OSError(24, "Too many open files", str(path))
+
+    path = write_cache(data)
+    monkeypatch.setattr(np, "load", too_many)
+    with pytest.raises(OSError, match=f"Too many open files: .*{literal(path.name)}"):
+        read_arrays(path)
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
@@ -179,7 +245,7 @@ def test_what_a_clone_lacks_is_named_with_gits_command_and_not_downloaded(
     repository, monkeypatch, profile
 ):
     monkeypatch.setenv("OSR_PROFILE", profile)
-    monkeypatch.setattr(sources, "online", None)  # a look at the network is an error
+    monkeypatch.setattr(sources, "unreachable", None)  # a look at the network is an error
     path = repository / "data/mnist-train.npz"
     assert not datasets.is_available("mnist", "train")
     with pytest.raises(DatasetNotFoundError) as caught:
@@ -250,7 +316,7 @@ KEPT = "downloads/CIFAR10/partial.gz"  # what a fake download leaves behind
 def test_a_missing_set_without_a_network_names_file_folder_and_ways_out(
     data, monkeypatch, name, split
 ):
-    monkeypatch.setattr(sources, "online", lambda name: False)
+    monkeypatch.setattr(sources, "unreachable", lambda address: "no answer")
     path = data / f"{name}-{split}.npz"
     assert not datasets.is_available(name, split)
     with pytest.raises(DatasetNotFoundError) as caught:
@@ -258,11 +324,21 @@ def test_a_missing_set_without_a_network_names_file_folder_and_ways_out(
     for part in (path.name, str(path.parent), "make data", "OSR_DATA", "OSR_PROFILE=demo"):
         assert part in str(caught.value)
     assert isinstance(caught.value, FileNotFoundError)
+    assert ", and no answer. Three ways out" in str(caught.value)
     assert not list(data.iterdir())
 
 
+@pytest.mark.parametrize("name, split", [("cifar100", "test"), ("mnist", "train")])
+def test_a_misspelt_folder_is_told_where_a_set_is_missing(repository, monkeypatch, name, split):
+    monkeypatch.setattr(sources, "unreachable", lambda address: "no answer")
+    monkeypatch.setenv("OSR_DATA", str(repository / "dota"))
+    said = f"OSR_DATA={literal(repository / 'dota')} names no folder"
+    with pytest.raises(DatasetNotFoundError, match=said):
+        load_images(name, split)
+
+
 def test_what_has_no_download_says_why(data, monkeypatch):
-    monkeypatch.setattr(sources, "online", lambda name: True)
+    monkeypatch.setattr(sources, "unreachable", lambda address: "")
     with pytest.raises(DatasetNotFoundError, match="MNIST-C is a test set; use 'test'"):
         load_images("mnist_c/fog", "train")
     with pytest.raises(DatasetNotFoundError, match="MNIST-test itself"):
@@ -345,7 +421,7 @@ def test_what_was_half_unpacked_does_not_stand_in_the_way_for_ever(data, monkeyp
     for part in ("train", "t10k"):
         for kind in ("images-idx3", "labels-idx1"):
             (kept / f"KMNIST/raw/{part}-{kind}-ubyte").write_bytes(b"half a file")
-    monkeypatch.setattr(sources, "online", lambda name: True)
+    monkeypatch.setattr(sources, "unreachable", lambda address: "")
     with pytest.raises(DatasetNotFoundError) as caught:
         load_images("kmnist", "train")
     assert str(kept) in str(caught.value) or not files(kept)

@@ -1,16 +1,18 @@
 """Data sets by name: which there are, the demo's part of them, drawing from them, `make data`."""
 
 import http.client
+import re
 import runpy
 
 import numpy as np
 import pytest
+import torch
 
 from helpers import files, random_images, write_cache
 from osr import caches, datasets, paths, sources
 from osr.caches import DatasetNotFoundError
 from osr.datasets import load_images
-from osr.records import SETS
+from osr.records import CORRUPTIONS, SETS
 
 pytestmark = pytest.mark.usefixtures("sandbox")
 
@@ -26,16 +28,32 @@ def test_an_unknown_profile_is_an_error_everywhere(monkeypatch, value):
             call()
 
 
-@pytest.mark.parametrize("name", ["emnist", "MNIST", "", "mnist_c", "mnist_c/snow", "../mnist"])
-def test_an_unknown_name_lists_the_known_ones(name):
+@pytest.mark.parametrize("name", ["emnist", "MNIST", "", "../mnist", 3, None, ["mnist"]])
+def test_an_unknown_name_lists_the_known_ones_in_short(name):
     for call in (load_images, datasets.is_available):
-        with pytest.raises(ValueError, match="unknown data set.*mnist, fashionmnist.*mnist_c/fog"):
+        with pytest.raises(
+            ValueError, match="unknown data set.*mnist, fashionmnist.*mnist_c/fog"
+        ) as e:
             call(name, "test")
+        assert str(e.value).count("mnist_c") == 1 and len(str(e.value)) < 200
 
 
-def test_a_misspelt_name_is_told_the_nearest():
-    with pytest.raises(ValueError, match="did you mean 'fashionmnist'"):
-        load_images("FashionMNIST", "test")
+@pytest.mark.parametrize("name", ["mnist_c", "mnist_c/snow", "MNIST-C", "mnist_c/", "MNIST-C/fogg"])
+def test_an_unknown_corruption_lists_the_corruptions(name):
+    with pytest.raises(
+        ValueError, match="did you mean 'mnist_c/.*There are mnist_c/.*mnist_c/fog"
+    ) as e:
+        load_images(name, "test")
+    assert str(e.value).count("mnist_c/") >= len(CORRUPTIONS) and "fashionmnist" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    "name, nearest", [("FashionMNIST", "fashionmnist"), ("cifar-10", "cifar10"),
+                      ("mnist_c", "mnist_c/fog"), ("mnist_c/zig_zag", "mnist_c/zigzag")],
+)  # fmt: skip
+def test_a_misspelt_name_is_told_the_nearest(name, nearest):
+    with pytest.raises(ValueError, match=f"did you mean '{nearest}'"):
+        load_images(name, "test")
 
 
 def test_an_unknown_split_is_an_error():
@@ -59,10 +77,22 @@ def test_what_is_not_here_is_said_in_one_line(repository, data, capsys):
         (["svhn", "mnist", "kmnist"], "test", ["mnist"], "not here: svhn, kmnist (test; `make "),
         (["mnist", "uci_digits"], "train", ["uci_digits"], "not here: mnist (train). "),
         (fogs, "test", [], "not here: mnist_c (test; `make data` fetches "),
+        ([*fogs, "svhn"], "test", [], "not here: mnist_c, svhn (test; `make data` fetches "),
+        ("mnist", "test", ["mnist"], ""),
+        ("svhn", "test", [], "not here: svhn (test; "),
+        ((name for name in ("svhn", "mnist")), "test", ["mnist"], "not here: svhn (test; "),
     ):
         assert datasets.available_sets(names, split) == here
         out = capsys.readouterr().out
         assert out.startswith(said) and out.count("\n") == bool(said)
+        assert "OSR_DATA" not in out
+
+
+def test_what_is_not_here_for_want_of_a_folder_is_said_to_be(repository, monkeypatch, capsys):
+    monkeypatch.setenv("OSR_DATA", str(repository / "dota"))
+    assert datasets.available_sets(["svhn"]) == []
+    said = f"fetches what is missing; OSR_DATA={repository / 'dota'} names no folder). What"
+    assert said in capsys.readouterr().out
 
 
 # --- the demo -------------------------------------------------------------------------------------
@@ -121,6 +151,32 @@ def test_digit_split_covers_every_image_once():
 
 
 @pytest.mark.parametrize(
+    "digits", [{4, 8}, [np.int64(8), 4], (d for d in (8, 4)), np.array([8, 4])]
+)
+def test_digits_are_any_collection_of_whole_numbers(digits):
+    parts = datasets.digit_split(torch.tensor([8, 0, 4]), digits)
+    assert {key: value.tolist() for key, value in parts.items()} == {
+        "8": [0], "4": [2], "rest": [1],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "labels, digits, found",
+    [
+        ([8, 4], "84", "digits are '84'"), ([8, 4], ["8"], r"digits are \['8'\]"),
+        ([8, 4], 8, "digits are 8"), ([8, 4], [8.0], r"digits are \[8\.0\]"),
+        (["8", "4"], (8, 4), r"labels are <U1 \(2,\)"), ([8.0, 4.0], (8, 4), "labels are float64"),
+        ([[8], [4]], (8, 4), r"labels are int64 \(2, 1\)"), (8, (8, 4), r"labels are int64 \(\)"),
+        ((n for n in (8, 4)), (8, 4), "labels are object"), ({8, 4}, (8, 4), "labels are object"),
+        ([True, False], (8, 4), "labels are bool"),
+    ],
+)  # fmt: skip
+def test_labels_and_digits_that_could_find_nothing_are_an_error(labels, digits, found):
+    with pytest.raises(ValueError, match=f"{found}.*: give whole numbers"):
+        datasets.digit_split(labels, digits)
+
+
+@pytest.mark.parametrize(
     "split, sizes",
     [
         ("train", {"8": 5851, "4": 5842, "rest": 48307}),
@@ -132,11 +188,11 @@ def test_the_six_sets_of_system_c(split, sizes):
     assert {key: len(value) for key, value in parts.items()} == sizes
 
 
-@pytest.mark.parametrize("sizes", [(9, 1), (3, 0, 4), (10,), (1, 1)])
+@pytest.mark.parametrize("sizes", [(9, 1), (3, 0, 4), (10,), (1, 1), (np.int64(2), 3), (), (0,)])
 def test_sample_split_draws_disjoint_subsets(sizes):
     parts = datasets.sample_split(10, sizes, seed=0)
     assert [len(part) for part in parts] == list(sizes)
-    drawn = np.concatenate(parts)
+    drawn = np.concatenate([np.zeros(0, int), *parts])
     assert len(set(drawn.tolist())) == sum(sizes) and set(drawn) <= set(range(10))
 
 
@@ -149,6 +205,12 @@ def test_sample_split_depends_on_the_seed_alone():
 def test_sample_split_of_too_many_is_an_error():
     with pytest.raises(ValueError, match="asked for 11 of 10 images"):
         datasets.sample_split(10, (6, 5), seed=0)
+
+
+@pytest.mark.parametrize("sizes", [[-1, 3, 3], [2.5, 1], [3.0], "12", ["1"], 3, [None]])
+def test_sizes_that_are_no_numbers_of_images_are_an_error(sizes):
+    with pytest.raises(ValueError, match="sizes are .*: (give whole numbers|none can be below 0)"):
+        datasets.sample_split(5, sizes, 0)
 
 
 def test_sample_images_is_the_draw_of_sample_split(data):
@@ -177,6 +239,7 @@ def test_data_notes_are_those_of_the_sets_that_have_one(data):
 # --- make data ------------------------------------------------------------------------------------
 
 WANTED = [f"{n}-{split}" for n, record in SETS.items() if record.address for split in record.wanted]
+SHOWN = list(dict.fromkeys(re.sub("/.*-", "-", name) for name in WANTED))  # MNIST-C is one
 CLONED = [f"{name}-{split}" for name, record in SETS.items() for split in record.cloned]
 
 
@@ -184,14 +247,16 @@ def test_make_data_asks_for_every_set_and_says_which_did_not_come(
     repository, data, monkeypatch, capsys
 ):
     monkeypatch.setenv("OSR_PROFILE", "demo")  # has no say here
-    monkeypatch.setattr(sources, "online", lambda address: False)
+    monkeypatch.setattr(sources, "unreachable", lambda address: f"no answer from {address}")
     write_cache(data)
     missing = datasets.download_all()
-    assert ["mnist-test", *missing] == sorted(WANTED, key=lambda name: name != "mnist-test")
+    assert ["mnist-test", *missing] == sorted(SHOWN, key=lambda name: name != "mnist-test")
     said = capsys.readouterr().out
     assert "mnist-test: 3 images\n" in said and "kmnist-train: no kmnist-train.npz in" in said
+    assert "no answer from http://codh.rois.ac.jp" in missing["kmnist-train"]
     assert "`git checkout -- data/mnist-train.npz`" in missing["mnist-train"]  # not another file
     assert said.endswith("\nfetched: nothing new\n")
+    assert said.count("mnist_c-test: ") == 2  # where from, and that it did not come
 
 
 @pytest.mark.parametrize(
@@ -211,7 +276,8 @@ def test_a_dead_server_a_failure_and_a_damaged_file_stop_no_other_download(
         yield name, split, random_images(2, 32, 32, 3), np.array([0, 1])
 
     monkeypatch.setenv("OSR_PROFILE", "demo")
-    monkeypatch.setattr(sources, "online", lambda address: "zenodo" not in address)
+    dead = {"https://zenodo.org": "zenodo.org gives no answer"}
+    monkeypatch.setattr(sources, "unreachable", lambda address: dead.get(address[:18], ""))
     monkeypatch.setattr(sources, "official", official)
     (data / "svhn-train.npz").write_bytes(b"404: Not Found")
     for name in CLONED:
@@ -219,14 +285,13 @@ def test_a_dead_server_a_failure_and_a_damaged_file_stop_no_other_download(
     missing = datasets.download_all()
     expected = {
         "cifar100-train": repr(failure), "cifar100-test": "as the one before it",
-        "mnist_c/brightness": "the network does not answer", "mnist_c/": "",
-        "svhn-train": "svhn-train.npz is damaged",
+        "svhn-train": "svhn-train.npz is no cache of svhn: damaged",
+        "mnist_c-test": "zenodo.org gives no answer",
     }  # fmt: skip
-    assert list(missing) == [name for name in WANTED if name.startswith(tuple(expected))]
-    assert len(missing) == 2 + 15 + 1
+    assert list(missing) == list(expected)
     for name, reason in missing.items():
-        assert any(name.startswith(start) and text in reason for start, text in expected.items())
-    came = [name for name in WANTED if name not in (*missing, *CLONED)]
+        assert expected[name] in reason
+    came = [name for name in WANTED if not name.startswith((*expected, *CLONED, "mnist_c/"))]
     there = [f"{name}.npz" for name in (*came, *CLONED, "svhn-train")]
     assert files(data) == sorted(there)
     said = capsys.readouterr().out
@@ -235,19 +300,47 @@ def test_a_dead_server_a_failure_and_a_damaged_file_stop_no_other_download(
     assert capsys.readouterr().out.endswith("\nfetched: nothing new\n")
 
 
+def test_make_data_has_one_line_for_the_corruptions_and_names_those_that_are_damaged(
+    repository, data, monkeypatch, capsys
+):
+    for name in WANTED:
+        write_cache(data, name)
+    for name in ("fog", "zigzag"):
+        (data / f"mnist_c/{name}-test.npz").write_bytes(b"404: Not Found")
+    missing = datasets.download_all()
+    assert list(missing) == ["mnist_c-test"]
+    assert "fog-test.npz is no cache of" in missing["mnist_c-test"]
+    assert "zigzag-test.npz is no cache of" in missing["mnist_c-test"]
+    lines = [line for line in capsys.readouterr().out.splitlines() if "mnist_c" in line]
+    assert lines == ["mnist_c-test: 39 images", f"mnist_c-test: {missing['mnist_c-test']}"]
+
+
+@pytest.mark.parametrize("failure", [MemoryError("too large"), PermissionError("not for you")])
+def test_make_data_goes_on_after_a_file_that_cannot_be_read(repository, data, monkeypatch, failure):
+    def read(path, name, classes, read_cache=datasets.read_cache):
+        if path.name == "cifar10-train.npz":
+            raise failure
+        return read_cache(path, name, classes)
+
+    for name in WANTED:
+        write_cache(data, name)
+    monkeypatch.setattr(datasets, "read_cache", read)
+    assert datasets.download_all() == {"cifar10-train": str(failure)}
+
+
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules")
 def test_make_data_ends_with_a_summary_and_an_error_where_a_set_did_not_come(
     repository, data, monkeypatch, capsys
 ):
     monkeypatch.setenv("OSR_PROFILE", "full")
-    monkeypatch.setattr(sources, "online", lambda address: False)
+    monkeypatch.setattr(sources, "unreachable", lambda address: "no answer")
     for name in set(WANTED) - {"kmnist-train"}:
         write_cache(data, name)
     with pytest.raises(SystemExit, match="1 did not come; `make data` tries these again"):
         runpy.run_module("osr.datasets", run_name="__main__")
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith("did not come: kmnist-train: no kmnist-train.npz in ")
-    assert last.endswith("the network does not answer")  # the ways out stand above
+    assert last.endswith("no answer")  # the ways out stand above
     write_cache(data, "kmnist-train")
     runpy.run_module("osr.datasets", run_name="__main__")
     assert "did not come" not in capsys.readouterr().out

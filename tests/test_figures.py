@@ -37,6 +37,15 @@ def test_a_figure_is_written_twice_with_the_same_bytes_and_no_date():
         assert mark not in png + pdf
 
 
+@pytest.mark.parametrize("name", ["", "..", "a/b", "../a", "a:b", "nul"])
+def test_a_name_that_would_leave_the_folder_is_an_error(name):
+    fig = plt.figure()
+    with pytest.raises(ValueError, match="cannot name a file everywhere"):
+        figures.save_figure(fig, name)
+    plt.close(fig)
+    assert files(paths.output_dir()) == []
+
+
 def test_a_failed_figure_leaves_the_old_one(monkeypatch):
     png, pdf = draw()
 
@@ -132,6 +141,20 @@ def test_pictures_may_be_arrays_on_a_graph_and_beyond_the_range(shown):
     sheet = drawn(shown[0].axes[0])
     for top in (1, 5):
         np.testing.assert_array_equal(sheet[0, top : top + 2, 1:3], [[0, 0.25], [0.5, 1]])
+
+
+def test_a_default_device_and_dtype_change_no_row(shown):
+    strips = {"a": noise(2, 5, 5), "b": noise(1, 5, 5).numpy().astype(float)}
+    figures.show_strips(strips, captions={"a": ["x"]})
+    torch.set_default_device("meta")
+    torch.set_default_dtype(torch.float64)
+    try:
+        figures.show_strips(strips, captions={"a": ["x"]})
+    finally:
+        torch.set_default_device(None)
+        torch.set_default_dtype(torch.float32)
+    one, other = (np.asarray(fig.axes[0].images[0].get_array()) for fig in shown)
+    np.testing.assert_array_equal(one, other)
 
 
 def boxes(axis):

@@ -1,6 +1,7 @@
 """Preprocessing and augmentation, against torchvision, Pillow and SciPy."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from scipy import ndimage
 from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as tvf
 
-from helpers import random_images
+from helpers import other_defaults, random_images
 from osr.images import augment, to_model_input, warp
 
 # --- preprocessing --------------------------------------------------------------------------------
@@ -64,10 +65,9 @@ def test_no_images_give_no_input():
     [
         np.zeros((2, 28, 28), np.float32),
         np.zeros((2, 28, 28), np.int64),
-        np.zeros((28, 28), np.uint8),
         np.zeros((2, 3, 32, 32), np.uint8),
-        np.zeros((2, 32, 32, 1), np.uint8),
         np.zeros((2, 32, 32, 4), np.uint8),
+        np.zeros((2, 0, 28), np.uint8),
     ],
 )
 def test_other_arrays_are_refused_with_their_dtype_and_shape(images):
@@ -76,9 +76,37 @@ def test_other_arrays_are_refused_with_their_dtype_and_shape(images):
         to_model_input(images)
 
 
-def test_one_colour_picture_is_not_read_as_many_grey_ones():
+@pytest.mark.parametrize(
+    "shape", [(28, 28), (28, 28, 3), (28, 28, 1), (40, 30, 2), (40, 30, 4), (5, 28, 3)]
+)
+def test_one_picture_is_not_read_as_many(shape):
     with pytest.raises(ValueError, match=r"picture\[None\]"):
-        to_model_input(np.zeros((28, 28, 3), np.uint8))
+        to_model_input(np.zeros(shape, np.uint8))
+
+
+def test_three_grey_pictures_and_one_in_colour_are_told_apart():
+    picture = np.random.default_rng(0).integers(256, size=(40, 30, 3), dtype=np.uint8)
+    channels_first = picture.transpose(2, 0, 1)
+    with pytest.raises(ValueError, match=r"may be three grey pictures or one in colour"):
+        to_model_input(channels_first)
+    # Both ways out that the message names:
+    assert to_model_input(channels_first[..., None]).shape == (3, 1, 28, 28)
+    again = to_model_input(channels_first.transpose(1, 2, 0)[None])
+    assert torch.equal(again, to_model_input(picture[None]))
+    assert to_model_input(np.zeros((3, 28, 28), np.uint8)).shape == (3, 1, 28, 28)  # of MNIST
+
+
+def test_a_last_axis_of_one_channel_is_grey():
+    images = np.random.default_rng(0).integers(256, size=(2, 32, 32), dtype=np.uint8)
+    assert torch.equal(to_model_input(images[..., None]), to_model_input(images))
+
+
+def test_the_dtype_of_model_input_is_not_the_default_one():
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert to_model_input(np.zeros((2, 32, 32, 3), np.uint8)).dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 # --- augmentation ---------------------------------------------------------------------------------
@@ -247,3 +275,61 @@ def test_shear_shifts_each_row_in_proportion_to_its_height():
     slope = (shift[:, -1] - shift[:, 0]) / 27
     torch.testing.assert_close(shift, slope[:, None] * height, rtol=0, atol=1e-3)
     assert slope.abs().max() <= 0.3 + 1e-4 and slope.min() < -0.28 and slope.max() > 0.28
+
+
+def test_torchs_defaults_do_not_change_the_augmentation():
+    x = torch.rand(4, 1, 28, 28, generator=generator(1))
+    numbers = generator(), generator()
+    expected = augment(x, numbers[0], scale=0.3, shear=0.1)
+    with other_defaults():
+        found = augment(x, numbers[1], scale=0.3, shear=0.1)
+    assert found.dtype == torch.float32 and torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [
+    (torch.float64, 1e-5), (torch.float16, 1e-3), (torch.bfloat16, 1e-2),
+])  # fmt: skip
+def test_images_keep_their_dtype_and_draw_the_same(dtype, tolerance):
+    x = torch.rand(4, 1, 28, 28, generator=generator(1)).to(dtype)
+    found, expected = augment(x, generator(), scale=0.3), augment(x.float(), generator(), scale=0.3)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.float(), expected, rtol=0, atol=tolerance)
+    theta = torch.eye(2, 3).expand(4, 2, 3)
+    assert warp(x, theta.double()).dtype == warp(x, theta).dtype == dtype
+
+
+def test_no_images_are_augmented_to_none():
+    assert augment(torch.zeros(0, 1, 28, 28), generator()).shape == (0, 1, 28, 28)
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        torch.zeros(2, 1, 28, 32),
+        torch.zeros(2, 28, 28),
+        torch.zeros(2, 1, 28, 28, dtype=torch.uint8),
+        torch.zeros(2, 1, 28, 28, dtype=torch.complex64),
+    ],
+)
+def test_images_that_are_not_square_or_not_float_are_not_warped(images):
+    found = re.escape(f"found {images.dtype} {tuple(images.shape)}")
+    with pytest.raises(ValueError, match=rf"expected float images \(N, C, S, S\), {found}"):
+        augment(images, generator())
+    with pytest.raises(ValueError, match=found):
+        warp(images, torch.eye(2, 3).expand(2, 2, 3))
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 2), (3, 2, 3), (1, 2, 3), (2, 3), (4, 6)])
+def test_theta_of_another_shape_is_refused(shape):
+    found = re.escape(f"expected theta (4, 2, 3), found {shape}")
+    with pytest.raises(ValueError, match=found):
+        warp(torch.zeros(4, 1, 28, 28), torch.zeros(shape))
+
+
+@pytest.mark.parametrize("name", ["degrees", "translate", "scale", "shear"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_an_amount_that_is_not_finite_is_refused(name, value):
+    numbers = generator()
+    with pytest.raises(ValueError, match=f"{name} is {value}: give a finite number"):
+        augment(torch.zeros(2, 1, 28, 28), numbers, **{name: value})
+    assert torch.equal(numbers.get_state(), generator().get_state())

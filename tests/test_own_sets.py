@@ -1,5 +1,8 @@
 """Data sets of one's own: arrays, a file, a folder of pictures under a new name."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -45,10 +48,33 @@ def test_what_is_registered_is_a_copy_and_has_a_title_and_a_colour():
     assert SETS["mine"].title == "mine" and COLORS["mine"].startswith("#")
 
 
-@pytest.mark.parametrize("name", ["", None, 3])
-def test_a_name_is_a_text(name):
-    with pytest.raises(ValueError, match=f"{name!r} is no name: give a text"):
+@pytest.mark.parametrize("name", ["", None, 3, "a/b", "..", "mine*", "nul"])
+def test_a_name_is_a_text_that_could_name_a_file(name, registry):
+    before = dict(registry)
+    with pytest.raises(ValueError, match=f"{re.escape(repr(name))} cannot name a file everywhere"):
         register(name, test=(random_images(1, 28, 28), np.zeros(1, int)))
+    assert registry == before
+
+
+@pytest.mark.parametrize("kind", [tuple, list])
+def test_images_and_labels_come_as_a_tuple_or_a_list_of_two(kind):
+    images, labels = random_images(3, 28, 28), [4, 5, 6]
+    register("mine", test=kind([images, labels]))
+    assert load_images("mine", "test").labels.tolist() == labels
+    np.testing.assert_array_equal(load_images("mine", "test").images, images)
+    with pytest.raises(ValueError, match=f"'mine' is a {kind.__name__}: give a tuple"):
+        register("mine", test=kind(images))
+
+
+def test_a_home_and_variables_in_the_path_of_a_set_are_replaced(tmp_path, monkeypatch):
+    write_cache(tmp_path, "anything")
+    for name in ("HOME", "USERPROFILE", "MINE"):  # of POSIX, of Windows
+        monkeypatch.setenv(name, str(tmp_path))
+    for given in ("~/anything.npz", "$MINE/anything.npz", Path("~/anything.npz")):
+        register("mine", test=given)
+        assert load_images("mine", "test").labels.tolist() == [3, 1, 4]
+    with pytest.raises(ValueError, match=r"\$UNSET stands for nothing"):
+        register("mine", test="$UNSET/anything.npz")
 
 
 @pytest.mark.parametrize("kind", [str, lambda path: path])
@@ -116,9 +142,12 @@ def test_a_name_of_the_repository_is_taken(name):
     "given, problem",
     [
         ((random_images(3, 28, 28), np.zeros(2, int)), "labels are int64 .2,. for 3 images"),
-        ((random_images(3, 28, 28) / 255, np.zeros(3, int)), r"images are float64 \(3, 28, 28\)"),
-        ((random_images(3, 3, 28, 28), np.zeros(3, int)), r"\(3, 3, 28, 28\), not uint8"),
-        ((random_images(28, 28), np.zeros(28, int)), r"images are uint8 \(28, 28\)"),
+        ((random_images(3, 28, 28) / 255, np.zeros(3, int)), r"found float64 \(3, 28, 28\)"),
+        ((random_images(3, 3, 28, 28), np.zeros(3, int)), r"uint8 \(3, 3, 28, 28\)"),
+        ((random_images(28, 28), np.zeros(28, int)), r"uint8 \(28, 28\)"),
+        ((random_images(28, 28, 3), np.zeros(28, int)), r"uint8 \(28, 28, 3\)"),
+        ((random_images(3, 28, 0), np.zeros(3, int)), r"uint8 \(3, 28, 0\)"),
+        ((random_images(3, 28, 28), ["a", "b", "c"]), "labels are <U1"),
         ((random_images(3, 28, 28), np.zeros(3)), "labels are float64"),
         (
             (random_images(3, 28, 28), np.array([0, -1, 2])),
@@ -153,3 +182,17 @@ def test_a_file_of_ones_own_that_cannot_be_read_is_named_and_not_to_be_deleted(t
     with pytest.raises(ValueError, match=f"{literal(path)} .*arrays images and labels") as caught:
         register("mine", test=path)
     assert "delete" not in str(caught.value) and "make data" not in str(caught.value)
+
+
+@pytest.mark.parametrize("failure", [PermissionError(13, "Permission denied"), MemoryError()])
+def test_a_file_of_ones_own_that_may_be_whole_is_never_called_damaged(
+    tmp_path, monkeypatch, failure
+):
+    def fail(*_, **__):
+        raise failure
+
+    path = write_cache(tmp_path, "mine")
+    monkeypatch.setattr(np, "load", fail)
+    with pytest.raises(type(failure), match=literal(path)) as caught:
+        register("mine", test=path)
+    assert "damaged" not in str(caught.value)

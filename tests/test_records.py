@@ -53,3 +53,8 @@ def test_the_table_of_the_data_names_every_set_with_its_terms(name):
 def test_the_readme_names_the_sets_that_need_no_download():
     for name in SETS.keys() - set(DOWNLOADED):
         assert f"`{name}`" in README
+
+
+def test_the_corruptions_are_one_where_many_names_are_shown():
+    names = ["svhn", "mnist_c/fog", "mnist", "mnist_c/zigzag", "svhn"]
+    assert records.folded(name for name in names) == ["svhn", "mnist_c", "mnist"]

@@ -190,6 +190,8 @@ def run_of_two(clone):
     (output / "figures").mkdir()
     for name in ("03_a.png", "03_a.pdf", "03b_a.png", "07_a.png", "mine.png"):
         (output / "figures" / name).write_text("new")
+        (output / f"figures/{name}.01234567.part").write_text("of a write that was killed")
+    (output / "report/results/07_test.json.01234567.part").write_text("of another")
     store_rows(clone, [row(value=0.5), row(ood="kmnist", value=0.7)])
     (clone / "figures").mkdir()
     (clone / "figures/03_a.png").write_text("old")
@@ -205,6 +207,7 @@ def test_what_is_stored_anew_keeps_the_digits_of_values_that_agree(clone, run_of
     assert found["config"] == {"epochs": 3} and found["profile"] == "full"
     assert results.stored_rows("07_test") == [row(method="sum", stored=True)]
     assert texts(clone / "figures") == dict.fromkeys(("03_a.png", "03_a.pdf", "07_a.png"), b"new")
+    assert files(clone / "report") == ["03_test.json", "07_test.json"]
 
 
 def test_only_the_notebooks_that_were_run_are_stored(clone, run_of_two):
@@ -376,10 +379,23 @@ def test_nothing_is_stored_where_the_stored_values_rest_on_more_data(clone, monk
     run_notebooks.refuse_poorer_data(run_notebooks.notebooks())
 
 
-def test_nothing_is_stored_where_what_is_shown_rests_on_more_data(clone):
+def test_nothing_is_stored_where_what_is_shown_rests_on_more_data(clone, monkeypatch):
     store_rows(clone, [], data_notes={"cifar10 train": "a lossy copy"})
-    with pytest.raises(SystemExit, match="rests on cifar10"):
+    with pytest.raises(SystemExit, match="rests on cifar10, which are not here. `make data`"):
         run_notebooks.refuse_poorer_data(run_notebooks.notebooks(["03"]))
+    monkeypatch.setenv("OSR_DATA", "nowhere")
+    with pytest.raises(SystemExit, match="not here; OSR_DATA=nowhere names no folder. `make data`"):
+        run_notebooks.refuse_poorer_data(run_notebooks.notebooks(["03"]))
+
+
+def test_a_file_of_the_clone_that_may_not_be_read_is_not_called_damaged(clone, monkeypatch):
+    def refuse(path, *_, **__):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    fill(clone)
+    monkeypatch.setattr("builtins.open", refuse)
+    with pytest.raises(PermissionError, match="mnist-test.npz"):
+        run_notebooks.is_broken(clone / "data/mnist-test.npz")
 
 
 def test_an_osr_of_another_clone_is_refused(monkeypatch, tmp_path):

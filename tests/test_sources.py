@@ -1,8 +1,12 @@
 """What the official downloads bring, and what the dependencies bring."""
 
+import http.client
 import inspect
+import os
+import re
+import socket
+import ssl
 import threading
-import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -49,7 +53,7 @@ def test_cifar_keeps_its_channels_and_svhn_gets_them_last(data, network):
 
 
 def fake_archive(monkeypatch, fill):
-    monkeypatch.setattr(sources, "online", lambda name: True)
+    monkeypatch.setattr(sources, "unreachable", lambda address: "")
 
     def download(address, folder, md5):
         assert address.startswith("http") and len(md5) == 32
@@ -95,34 +99,91 @@ def test_the_tinyimagenet_archive_is_decoded_and_resized(data, monkeypatch):
 
 # --- is there a network? --------------------------------------------------------------------------
 
+ADDRESS = "https://zenodo.org/a.zip"
 
-def test_online_is_true_where_a_server_answers_or_refuses(monkeypatch):
+
+def test_a_server_that_answers_or_refuses_a_request_is_reached(monkeypatch):
     def refuse(request, timeout):
         raise urllib.error.HTTPError("https://zenodo.org", 403, "no", None, None)
 
     for answer in (lambda request, timeout: None, refuse):
         monkeypatch.setattr(urllib.request, "urlopen", answer)
-        assert sources.online("https://zenodo.org", seconds=10)
+        assert sources.unreachable(ADDRESS, seconds=10) == ""
 
 
-def test_online_is_false_at_once_where_the_request_fails(monkeypatch):
-    def fail(request, timeout):
-        raise OSError("Network is unreachable")
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize(
+    "failure, said",
+    [
+        (
+            ssl.SSLCertVerificationError(1, "expired"),
+            "has a certificate that is not accepted.*clock",
+        ),
+        (socket.gaierror(-2, "Name or service not known"), "is not found; is there a network"),
+        (ConnectionRefusedError(111, "Connection refused"), "refuses the connection"),
+        (TimeoutError("timed out"), "gives no answer within 30 s"),
+        (OSError(101, "Network is unreachable"), "cannot be asked .*Network is unreachable"),
+        (http.client.RemoteDisconnected("closed"), "cannot be asked .*closed"),
+        (http.client.BadStatusLine("GARBAGE"), "cannot be asked .*GARBAGE"),
+        (http.client.IncompleteRead(b""), "cannot be asked .*IncompleteRead"),
+    ],
+)
+def test_what_keeps_a_server_from_answering_is_said_with_its_name(monkeypatch, failure, said):
+    for error in (failure, urllib.error.URLError(failure)):
 
-    monkeypatch.setattr(urllib.request, "urlopen", fail)
-    start = time.monotonic()
-    assert not sources.online("https://zenodo.org", seconds=30)
-    assert time.monotonic() - start < 5
+        def fail(request, timeout, error=error):
+            raise error
+
+        monkeypatch.setattr(urllib.request, "urlopen", fail)
+        why = sources.unreachable(ADDRESS, seconds=30)
+        assert re.match(f"zenodo.org {said}", why), why
 
 
-def test_online_gives_up_on_a_request_that_hangs(monkeypatch):
+def test_a_request_that_hangs_is_given_up(monkeypatch):
     release = threading.Event()
     monkeypatch.setattr(urllib.request, "urlopen", lambda request, timeout: release.wait(30))
-    start = time.monotonic()
-    assert not sources.online("https://zenodo.org", seconds=0.2)
-    assert time.monotonic() - start < 5
+    said = sources.unreachable(ADDRESS, seconds=0.2)
+    assert said == "zenodo.org gives no answer within 0.2 s"
     release.set()
-    assert inspect.signature(sources.online).parameters["seconds"].default < 8
+    assert inspect.signature(sources.unreachable).parameters["seconds"].default < 8
+
+
+# --- class folders --------------------------------------------------------------------------------
+
+
+def test_no_picture_stops_the_folder_and_what_is_none_is_named_with_its_reason(
+    tmp_path, monkeypatch, capsys
+):
+    folder = tmp_path / "a"
+    folder.mkdir()
+    for name in ("good", "odd", "large"):
+        Image.new("L", (5, 5), 100).save(folder / f"{name}.png")
+    (folder / "text.png").write_text("no picture")
+
+    def read(path, read_picture=sources.read_picture):
+        if path.stem in ("odd", "large"):
+            raise ValueError(f"{path.stem}\x1b[2J\nreason" + "!" * 5000 * (path.stem == "odd"))
+        return read_picture(path)
+
+    monkeypatch.setattr(sources, "read_picture", read)
+    images, labels = sources.class_folders(tmp_path)
+    assert images.shape == (1, 5, 5, 3) and labels.tolist() == [0]
+    said = capsys.readouterr().out
+    assert said.startswith(f"{tmp_path}: 3 files are no pictures: a/large.png (large?[2J reason), ")
+    assert "a/text.png (" in said and said.count("\n") == 1
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such names")
+def test_a_file_name_that_is_no_text_stops_nothing(tmp_path, capfd):
+    folder = tmp_path / "a"
+    folder.mkdir()
+    try:
+        Path(os.fsdecode(bytes(folder) + b"/caf\xe9.png")).write_text("no picture")
+    except OSError:
+        pytest.skip("this file system takes only UTF-8")
+    Image.new("L", (5, 5), 100).save(os.fsdecode(bytes(folder) + b"/\xe9.png"))
+    images, _ = sources.class_folders(tmp_path)
+    assert len(images) == 1 and "1 files are no pictures: a/caf?.png (" in capfd.readouterr().out
 
 
 # --- the demo -------------------------------------------------------------------------------------
@@ -199,7 +260,7 @@ BUNDLED = ("uci_digits", "letters", "symbols")
 def offline(monkeypatch, data, request):
     """Run in either profile with an empty data folder; a look at the network is an error."""
     monkeypatch.setenv("OSR_PROFILE", request.param)
-    monkeypatch.setattr(sources, "online", None)
+    monkeypatch.setattr(sources, "unreachable", None)
     return data
 
 
@@ -246,3 +307,21 @@ def test_uci_digits_are_all_of_scikit_learns_digits_with_their_labels():
     nearest = torch.cdist(small, scaled).argmin(1).numpy()
     np.testing.assert_array_equal(labels, digits.target[nearest])
     assert len(set(nearest.tolist())) > 0.99 * 1797
+
+
+# --- default device and dtype ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [*BUNDLED, *STAND_INS, "mnist"])
+def test_a_default_device_and_dtype_change_no_image(demo, name):
+    plain = load_images(name, "test")
+    torch.set_default_device("meta")
+    torch.set_default_dtype(torch.float64)
+    try:
+        sources._glyphs.cache_clear()
+        found = load_images(name, "test")
+    finally:
+        torch.set_default_device(None)
+        torch.set_default_dtype(torch.float32)
+    np.testing.assert_array_equal(found.images, plain.images)
+    np.testing.assert_array_equal(found.labels, plain.labels)
