@@ -7,8 +7,9 @@ from functools import cache
 
 import numpy as np
 
+from osr import paths
 from osr.datasets import is_available
-from osr.paths import ROOT, atomic_path, profile, results_dir, retraining
+from osr.paths import ROOT, atomic_path, digest, profile, results_dir, retraining
 from osr.records import SETS
 
 KEYS = ("system", "method", "id", "ood", "seed", "metric")  # what names a row
@@ -89,8 +90,20 @@ def _index(files):
 
 
 def read_file(path):
-    """Return what a file of results holds: its head, and "rows"."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """Return what a file of results holds: its head, and "rows".
+
+    A ValueError names one that is not as it was written (an older one has no sum).
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found.pop("sum", None) not in (None, digest(found)) or "rows" not in found:
+            raise ValueError("it does not hold what was saved")
+    except (ValueError, TypeError, AttributeError) as error:
+        stored = path.parent == ROOT / "report/results"
+        again = "" if stored else "delete it and run the notebook again"
+        way_out = paths.way_to_restore(path, again)
+        raise ValueError(f"{path} is damaged or was edited ({error}); {way_out}") from error
+    return found
 
 
 def missing_sets(row):
@@ -164,7 +177,8 @@ def save_results(notebook, rows, config, data_notes=None):
     Raises
     ------
     ValueError
-        If a row lacks a key, repeats another, or its value is not finite.
+        If a row lacks a key, repeats another, or its value is not finite; or if `notebook` cannot
+        be a file's name.
     """
     rows = list(rows.values() if isinstance(rows, dict) else rows)
     seen, optional = set(), {"images", "stored"}
@@ -189,14 +203,16 @@ def save_results(notebook, rows, config, data_notes=None):
             elif name_of(row) not in seen and missing_sets(row):
                 rows.append(row | {"stored": True})
     order = (*KEYS[:-1], "weights", "images", "stored", "metric")
-    rows = [{key: row[key] for key in order if key in row} | {"value": round(row["value"], 6)}
-            for row in rows]  # fmt: skip
+    rows = [{key: row[key] for key in order if key in row}
+            | {"value": round(float(row["value"]), 6)} for row in rows]  # fmt: skip
     head = {"profile": profile(), "config": config, "data_notes": data_notes or {}}
     write_results(results_dir() / f"{notebook}.json", head, rows)
 
 
 def write_results(path, head, rows):
-    """Write a file of results: what stands above the rows, and one line a row."""
+    """Write a file of results: what stands above the rows, a sum over all, and one line a row."""
+    content = json.loads(json.dumps(head | {"rows": rows}))  # as it will be read
+    head = head | {"sum": digest(content)}
     head = json.dumps(head, indent=1, ensure_ascii=False, allow_nan=False)
     lines = ",\n".join("  " + json.dumps(row, ensure_ascii=False) for row in rows)
     with atomic_path(path) as temporary:
@@ -222,7 +238,7 @@ def results_files():
 
 def stored_path(notebook):
     """Return the path of a notebook's results in the repository."""
-    return ROOT / f"report/results/{notebook}.json"
+    return ROOT / f"report/results/{paths.safe_name(notebook)}.json"
 
 
 def stored_rows(notebook, **wanted):

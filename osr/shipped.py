@@ -1,11 +1,13 @@
 """The models that ship with the repository: their names, their weights, what is known of them."""
 
+from osr.checkpoints import checkpoint_metadata, load_weights, weights_of
 from osr.models import SHIPPED
+from osr.modes import plain_defaults
 from osr.paths import checkpoint_dir, own_weights, profile, shipped_dir
 from osr.results import read_results, results_files
-from osr.weights import checkpoint_metadata, load_weights
 
 
+@plain_defaults()
 def load_model(name, device="cpu"):
     """Return a shipped 11-output model, ready to use.
 
@@ -67,21 +69,19 @@ def find_weights(name, seed=0):
     FileNotFoundError
         If there are none.
     """
-    own, found = own_weights(), []
+    own = own_weights()
     folder = checkpoint_dir() if own else shipped_dir()
-    for path in folder.glob(f"{name}-*.safetensors"):
-        meta = checkpoint_metadata(path)
-        if meta["name"] == name and meta["config"]["seed"] == seed:
-            found.append(path)
+    found = [path for path, _ in weights_of(name, seed, folder)]
     if own and found:
-        return max(found, key=lambda path: path.stat().st_mtime)
+        return max(found, key=lambda path: path.stat().st_mtime_ns)
     if len(found) != 1:
+        way_out = "train it first (`make demo`)"
+        if found:
+            way_out = f"keep one of {', '.join(path.name for path in found)}"
+        elif not own:
+            way_out = "`git checkout -- data/checkpoints` brings what belongs there"
         raise FileNotFoundError(
             f"{len(found) or 'no'} files {name}-*.safetensors of seed {seed} in {folder}, not one; "
-            + (
-                "train it first (`make demo`)"
-                if own
-                else "`git checkout -- data/checkpoints` brings what belongs there"
-            )
+            f"{way_out}"
         )
     return found[0]

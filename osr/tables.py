@@ -1,6 +1,9 @@
-"""Result rows as text: means with deviations, tables."""
+"""Result rows as text: means with deviations, tables, files for a spreadsheet."""
 
-from osr.results import as_stored, row_values, select_rows
+import csv
+
+from osr.paths import atomic_path
+from osr.results import KEYS, as_stored, row_values, select_rows
 
 STORED = "°"  # behind a value that was not computed in this run
 
@@ -38,6 +41,11 @@ def format_rows(rows, seed=0):
     str
         Values with three decimals, as they are stored where they agree (see `as_stored`); a °
         follows what was not computed in this run. Without rows, a line that says so.
+
+    Raises
+    ------
+    ValueError
+        If two rows differ in nothing but the system, which has no column.
     """
     import pandas as pd
 
@@ -46,6 +54,14 @@ def format_rows(rows, seed=0):
         rows = [row for row in rows if row["seed"] == seed]
     if not rows:
         return "nothing was computed here"
+    systems = {}
+    for row in rows:
+        other = systems.setdefault(tuple(row[key] for key in KEYS if key != "system"), row)
+        if other is not row:
+            raise ValueError(
+                f"two values of one cell: {other} and {row}. Lay out one system at a time, such as "
+                f"format_rows(select_rows(rows, system={row['system']!r})), and each row once"
+            )
     frame = pd.DataFrame([row | {"mark": _mark([row])} for row in rows])
     cells = frame.groupby(["method", "id", "ood", "metric"], sort=False)
     text = cells["value"].mean().map("{:.3f}".format)
@@ -55,3 +71,21 @@ def format_rows(rows, seed=0):
     table = text.unstack("metric")[frame["metric"].unique()].fillna("")
     table = table.reindex(frame.groupby(["method", "id", "ood"], sort=False).size().index)
     return table.reset_index().to_string(index=False)
+
+
+def write_csv(path, rows):
+    """Write rows (a list of dict with the same keys, not empty) to a .csv file, atomically.
+
+    A text that a spreadsheet would run as a formula, such as a file named "=1+1.png", gets an
+    apostrophe in front, as OWASP advises against CSV injection.
+    """
+    with atomic_path(path) as temporary:
+        with open(temporary, "w", encoding="utf-8", errors="replace", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows({key: _harmless(value) for key, value in row.items()} for row in rows)
+
+
+def _harmless(value):
+    risky = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r", "\n"))
+    return f"'{value}" if risky else value

@@ -5,24 +5,31 @@ import os
 import time
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save
 
 from osr import paths
+from osr.checkpoints import (
+    checkpoint_metadata,
+    load_weights,
+    read_tensors,
+    save_weights,
+    weights_of,
+    write_tensors,
+)
 from osr.functions import source_digests
+from osr.modes import plain_defaults
 from osr.paths import (
-    atomic_path,
     checksum,
     digest,
     own_weights,
+    safe_name,
     shipped_dir,
-    way_to_restore,
+    switch,
+    writable,
 )
 from osr.training import seed_everything
 
-LOG = "log."  # before the names of what a training leaves behind
 
-
+@plain_defaults()
 def fit_or_load(name, config, train, *, build, data, note=""):
     """Load a model's stored weights, or train it and store them; print which, and why.
 
@@ -35,6 +42,7 @@ def fit_or_load(name, config, train, *, build, data, note=""):
     Parameters
     ----------
     name : str
+        The first part of a file's name, without a folder.
     config : dict
         Everything that shapes the weights, JSON-able, with "seed"; constants are not watched.
     train : callable
@@ -53,6 +61,7 @@ def fit_or_load(name, config, train, *, build, data, note=""):
         On the CPU, in eval mode, as loading from disk gives it; its ``checkpoint`` attribute
         names the file, its ``log`` holds what the training left behind. Weights that do not ship
         are stored in `checkpoint_dir`, which `load_model` reads in a demo and a retraining alone.
+        torch's default device and dtype play no part.
 
     Raises
     ------
@@ -61,7 +70,12 @@ def fit_or_load(name, config, train, *, build, data, note=""):
         empty), or a file of weights is damaged or does not fit.
     FileNotFoundError
         If the repository's weights are not here.
+    OSError
+        If `checkpoint_dir` cannot be written; before anything is trained.
+    FloatingPointError
+        If the trained weights are not finite; nothing is stored.
     """
+    safe_name(name)
     if "seed" not in config:
         raise ValueError('config has no "seed": give one')
     sums = {key: checksum(value) for key, value in data.items()}
@@ -76,19 +90,26 @@ def fit_or_load(name, config, train, *, build, data, note=""):
     if own.is_file() and not (paths.retraining() and _changed(own, code)):
         os.utime(own)  # the last one used is the one that `load_model` takes
         return _load(build(), own, code, "")
+    writable(own.parent)
     print(f"{name}: training, seed {config['seed']} ({reason})")
     seed_everything(config["seed"])
     model = build()
     model.log = {}
     start = time.perf_counter()
     train(model)
+    broken = [key for key, value in model.state_dict().items() if not value.isfinite().all()]
+    if broken:
+        raise FloatingPointError(
+            f"{name}: the training diverged, NaN or infinity in {', '.join(broken[:3])}"
+            f"{' and others' * (len(broken) > 3)}; nothing is stored. Lower the learning rate"
+        )
     meta = {"name": name, "config": config, "data": sums, "source": code}
     meta["trained"] = {
         "seconds": round(time.perf_counter() - start, 1),
         "device": next(model.parameters()).device.type,
         "torch": torch.__version__,
     }
-    _save(model, own, meta)
+    save_weights(model, own, meta)
     return load_weights(build(), own)
 
 
@@ -102,11 +123,8 @@ def _find_shipped(name, config, sums, file, note):
     if (shipped_dir() / file).is_file():
         return shipped_dir() / file, ""
     nearest, fewest = "no weights of that name and seed ship", None
-    for path in sorted(shipped_dir().glob(f"{name}-*.safetensors")):
-        meta = checkpoint_metadata(path)
+    for path, meta in weights_of(name, config["seed"], shipped_dir()):
         stored = meta["config"]
-        if meta["name"] != name or stored["seed"] != config["seed"]:
-            continue
         if stored == config and note:
             return path, f"this machine's training set differs: {note}"
         if stored == config:
@@ -125,8 +143,8 @@ def _find_shipped(name, config, sums, file, note):
 def _load(model, path, code, remark):
     """Load weights and print one line: the file, and what differs."""
     changed = _changed(path, code)
-    if os.environ.get("OSR_ACCEPT_SOURCE") == "1":
-        _write(path, load_file(path), checkpoint_metadata(path) | {"source": code})
+    if switch("OSR_ACCEPT_SOURCE"):
+        write_tensors(path, read_tensors(path), checkpoint_metadata(path) | {"source": code})
     elif changed:
         remark += (", and " if remark else "") + (
             f"{', '.join(changed)} changed since; to train anew, give config one key more"
@@ -139,54 +157,3 @@ def _changed(path, code):
     """Return the names of the functions that have changed since the weights were trained."""
     stored = checkpoint_metadata(path).get("source") or code  # older files have none
     return sorted(key for key in {**stored, **code} if stored.get(key) != code.get(key))
-
-
-def load_weights(model, path):
-    """Fill a model with a file of weights; return it in eval mode, on the CPU.
-
-    Raises
-    ------
-    ValueError
-        If the file is damaged or does not fit; its name is in the message.
-    """
-    try:
-        tensors = load_file(path)
-        log = {key[len(LOG) :]: tensors.pop(key) for key in list(tensors) if key.startswith(LOG)}
-        floats = (key for key, value in tensors.items() if value.is_floating_point())
-        model.load_state_dict(tensors | {key: tensors[key].float() for key in floats})
-    except Exception as error:
-        raise ValueError(
-            f"{path} is damaged or does not fit {type(model).__name__} ({error}); {_way_out(path)}"
-        ) from error
-    model.checkpoint, model.log = path.stem, log
-    return model.to(memory_format=torch.channels_last).eval()  # twice as fast on a processor
-
-
-def checkpoint_metadata(path):
-    """Return what a weight file says of itself: name, config, data checksums, training."""
-    try:
-        with safe_open(path, "pt") as file:
-            return json.loads(file.metadata()["meta"])
-    except Exception as error:
-        raise ValueError(
-            f"{path} is damaged or no weight file ({error!r}); {_way_out(path)}"
-        ) from error
-
-
-def _way_out(path):
-    return way_to_restore(path) if path.parent == shipped_dir() else "delete it"
-
-
-def _save(model, path, meta):
-    parameters = dict(model.named_parameters())
-    tensors = {}  # parameters in half precision; buffers (statistics, alpha) as they are
-    for key, value in model.state_dict().items():
-        value = value.half() if key in parameters else value
-        tensors[key] = value.detach().cpu().contiguous()
-    tensors |= {LOG + key: value.cpu().contiguous() for key, value in model.log.items()}
-    _write(path, tensors, meta)
-
-
-def _write(path, tensors, meta):
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(save(tensors, {"meta": json.dumps(meta, sort_keys=True)}))

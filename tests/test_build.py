@@ -8,7 +8,7 @@ import pytest
 import build
 from helpers import files, store_rows
 from osr.paths import ROOT
-from osr.results import TOLERANCE
+from osr.results import TOLERANCE, read_file
 
 TABLES = "report/RESULTS.md"
 NOTEBOOK = "03_alpha_calibration"
@@ -37,7 +37,7 @@ def half_a_run(tmp_path_factory):
     Return its folder, and the figures and tables of the report, as typst knows them.
     """
     folder = tmp_path_factory.mktemp("run")
-    results = json.loads((ROOT / f"report/results/{NOTEBOOK}.json").read_text("utf-8"))
+    results = read_file(ROOT / f"report/results/{NOTEBOOK}.json")
     for row in results["rows"]:
         row["value"] += TOLERANCE / 10 * (row["metric"] == "accuracy")  # another processor's
         if "cifar10" in row["ood"] and row["seed"] == 0:

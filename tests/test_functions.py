@@ -167,6 +167,80 @@ def test_several_starts_partials_methods_and_containers_are_followed():
     )
 
 
+LOSS = """
+from functools import cached_property, lru_cache, partial, wraps
+from types import SimpleNamespace
+import torch
+
+def f(x, y=0):
+    return x - 1
+"""
+WAYS = {  # how a loss that is called f comes to the training
+    "a partial of a lambda": "loss = partial(lambda x, y: f(x), y=1)\ndef train(m): loss(1)",
+    "a dict's value": "losses = {'a': {'b': [f]}}\ndef train(m): losses['a']['b'][0](1)",
+    "a dict's key": "losses = {f: 0.5}\ndef train(m): [loss(1) for loss in losses]",
+    "a set": "losses = frozenset({f})\ndef train(m): [loss(1) for loss in losses]",
+    "a default": "def train(m, loss=f): loss(1)",
+    "a default by name": "def train(m, *, loss=f): loss(1)",
+    "a lambda's default": "train = lambda m, losses={'f': f}: losses['f'](1)",
+    "a closure": "def of(loss):\n    def train(m): loss(1)\n    return train\ntrain = of(f)",
+    "a class in a function": "def train(m):\n    class A:\n        loss = f\n    A.loss(1)",
+    "an object's class": "class L(torch.nn.Module):\n    def forward(self, x): return f(x)\n"
+    "loss = L()\ndef train(m): loss(1)",
+    "what an object holds": "class T:\n    def __init__(self, loss): self.loss = loss\n"
+    "    def fit(self, m): self.loss(1)\nt = T(f)\ndef train(m): t.fit(m)",
+    "a method's object": "class T:\n    def fit(self, m): self.loss(1)\n"
+    "    def loss(self, x): f(x)\ntrain = T().fit",
+    "an object that is called": "class T:\n    def __call__(self, m): f(1)\ntrain = T()",
+    "a library's object": "class L(torch.nn.Module):\n    def forward(self, x): return f(x)\n"
+    "parts = torch.nn.Sequential(L())\ndef train(m): parts(1)",
+    "a namespace": "names = SimpleNamespace(loss=f)\ndef train(m): names.loss(1)",
+    "a cached property": "class T:\n    @cached_property\n    def p(self): return f(1)\n"
+    "def train(m): T().p",
+    "a cache": "loss = lru_cache(3)(f)\ndef train(m): loss(1)",
+}
+
+
+@pytest.mark.parametrize("text", WAYS.values(), ids=WAYS)
+def test_a_loss_is_seen_however_it_is_given(text):
+    text = LOSS + text
+    before, after = source_of(text), source_of(text.replace("x - 1", "x + 1"))
+    assert {name for name in before | after if before.get(name) != after.get(name)} == {"f"}
+
+
+def test_a_function_in_a_module_of_ones_own_is_found_and_no_other_of_it(tmp_path, monkeypatch):
+    (tmp_path / "my_losses.py").write_text("def f(x):\n    return x\n\ndef other():\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    found = source_of("import my_losses, numpy\ndef train(m): numpy.sum(my_losses.f(1))")
+    assert set(found) == {"f", "train"}
+
+
+def test_the_body_of_a_decorator_of_ones_own_counts_and_so_does_what_it_decorates():
+    text = """
+        from functools import wraps
+        def doubled(function):
+            @wraps(function)
+            def inside(x):
+                return 2 * function(x)
+            return inside
+        @doubled
+        def train(m):
+            return m
+    """
+    for old, new in (("2 *", "3 *"), ("return m", "return -m")):
+        assert (
+            text.count(old) == 1
+            and source_of(text)["train"] != source_of(text.replace(old, new))["train"]
+        )
+
+
+@pytest.mark.parametrize("lines", ["x\n - 1", "(x\n  - 1)", "max(\n        x - 1,\n  2)"])
+def test_a_lambda_counts_to_its_last_line(lines):
+    text = f"loss = (\n    lambda x:\n        {lines}\n)\ndef train(m): loss(1)"
+    before, after = source_of(text), source_of(text.replace("- 1", "+ 1"))
+    assert before["<lambda>"] != after["<lambda>"] and before["train"] == after["train"]
+
+
 def test_an_attribute_that_is_called_like_a_function_is_not_that_function():
     text = "def fit(model):\n    return model.train()\n\ndef train(model):\n    return model"
     assert set(source_of(text, "fit")) == {"fit"}

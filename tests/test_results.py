@@ -4,13 +4,14 @@ import json
 import math
 import os
 from pathlib import Path
+from unittest.mock import Mock
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
 
-from helpers import files, row, some_rows, store_rows, touch_sets
+from helpers import files, literal, row, some_rows, store_rows, touch_sets
 from osr import figures, paths, results
 
 pytestmark = pytest.mark.usefixtures("sandbox")
@@ -69,6 +70,15 @@ def test_rows_are_selected_by_values_tuples_and_patterns(kind):
         ({"id": "MNIST*"}, []),
     ):
         assert results.select_rows(rows, **wanted) == expected, wanted
+
+
+def test_a_generator_of_rows_is_as_good_as_a_list():
+    everything = list(some_rows().values())
+    assert results.select_rows(iter(everything), seed=1) == results.select_rows(everything, seed=1)
+    assert results.row_values(iter(everything), method="short/two", metric="auroc").shape == (3,)
+    assert len(results.as_stored(iter(everything))) == len(everything)
+    results.save_results("03_test", (found for found in everything), {})
+    assert len(results.read_results("03_test")) == len(everything)
 
 
 def test_a_field_that_a_row_does_not_have_is_an_error():
@@ -261,7 +271,11 @@ def saved(notebook="03_test"):
 
 
 def test_results_come_back_as_they_were_saved():
-    rows = [row(), row(metric="fpr95", value=0.1234567), row(ood="", metric="accuracy", value=1)]
+    rows = [
+        row(value=np.float32(0.5)),
+        row(metric="fpr95", value=0.1234567),
+        row(ood="", metric="accuracy", value=1),
+    ]
     config = {"epochs": 3, "text": 'é {"system" ,\n   }', "nested": {"a": [1, {"b": [2, 3]}]}}
     results.save_results("03_test", rows, config, data_notes={"svhn": "a part"})
     assert results.read_results("03_test") == [
@@ -277,6 +291,88 @@ def test_a_result_file_holds_one_line_a_row():
     results.save_results("03_test", [row(), row(seed=1)], {})
     lines = (paths.results_dir() / "03_test.json").read_text().splitlines()
     assert sum('"system"' in line and '"weights"' in line for line in lines) == 2
+
+
+@pytest.mark.parametrize("name", ["../03_test", "a/b", "a\\b", "/tmp/x", "", "con", "x*", None])
+def test_a_name_that_leaves_the_folder_or_cannot_be_a_files_is_refused(sandbox, name):
+    with pytest.raises(ValueError, match="cannot name a file"):
+        results.save_results(name, [row()], {})
+    with pytest.raises(ValueError, match="cannot name a file"):
+        results.stored_rows(name)
+    assert files(sandbox) == []
+
+
+def own(_):
+    results.save_results("03_test", [row(), row(seed=1, value=0.25)], {"é": 2})
+    return paths.results_dir() / "03_test.json", "delete it and run the notebook again"
+
+
+def stored(repository):
+    path = repository / "report/results/03_test.json"
+    results.write_results(path, {"profile": "full", "config": {}, "data_notes": {}}, [row()])
+    return path, "`git checkout -- report/results/03_test.json` brings it back"
+
+
+@pytest.mark.parametrize("place", [own, stored])
+def test_a_results_file_that_was_changed_or_cut_is_an_error_that_names_it(repository, place):
+    path, way_out = place(repository)
+    text, sound = path.read_text(encoding="utf-8"), results.read_file(path)
+    changes = [text.replace("0.5", "0.6"), text.replace('"full"', '"fuII"'), text + "}", "[]", ""]
+    changes += [text.replace('"rows"', '"row"'), text.replace('"A"', '"B"'), "{}", "null"]
+    changes += [text[:length] for length in range(1, len(text) - 2, 7)]
+    for changed in changes:
+        assert changed != text
+        path.write_text(changed, encoding="utf-8")
+        with pytest.raises(
+            ValueError, match=f"{literal(path)} is damaged or was edited.*{way_out}"
+        ):
+            results.read_file(path)
+    path.write_bytes(text.encode().replace(b"mnist", b"mn\xffst"))
+    with pytest.raises(ValueError, match=f"{literal(path)} is damaged.*{way_out}"):
+        results.read_results("03_test")
+    path.write_text(json.dumps(json.loads(text)), encoding="utf-8")  # laid out otherwise
+    assert results.read_file(path) == sound
+    assert set(sound) == {"profile", "config", "data_notes", "rows"}
+
+
+def test_no_flipped_bit_of_a_results_file_changes_a_number_unnoticed(repository):
+    path, _ = own(repository)
+    content, sound = path.read_bytes(), results.read_file(path)["rows"]
+    for place in range(len(content)):
+        changed = bytearray(content)
+        changed[place] ^= 1 << place % 8
+        path.write_bytes(changed)
+        try:
+            assert results.read_file(path)["rows"] == sound
+        except ValueError as error:
+            assert str(path) in str(error)
+
+
+def test_an_older_results_file_without_a_sum_is_read(repository):
+    path = store_rows(repository, [row()])
+    assert "sum" not in json.loads(path.read_text()) and results.read_file(path)["rows"] == [row()]
+
+
+def test_a_results_file_that_may_not_be_read_is_not_called_damaged(repository, monkeypatch):
+    path, _ = own(repository)
+    problem = PermissionError(13, "Permission denied", str(path))
+    monkeypatch.setattr(Path, "read_text", Mock(side_effect=problem))
+    with pytest.raises(PermissionError, match=literal(path)):
+        results.read_file(path)
+
+
+def test_the_sum_does_not_depend_on_how_a_configuration_was_written():
+    results.save_results("03_test", [row()], {"sizes": (1, 2), 10: "b", 2: "a"})
+    path = paths.results_dir() / "03_test.json"
+    assert results.read_file(path)["config"] == {"sizes": [1, 2], "10": "b", "2": "a"}
+
+
+def test_every_stored_results_file_holds_its_sum():
+    files = sorted((paths.ROOT / "report/results").glob("*.json"))
+    assert len(files) > 5
+    for path in files:
+        assert '\n "sum": "' in path.read_text(encoding="utf-8"), path
+        assert results.read_file(path)["profile"] == "full"
 
 
 def test_results_of_the_demo_say_so(monkeypatch):

@@ -6,7 +6,18 @@ import shutil
 import pytest
 import torch
 
-from helpers import POINTER, STRANGER, files, literal, row, ship, store_rows, train_autoencoder
+from helpers import (
+    POINTER,
+    STRANGER,
+    files,
+    literal,
+    other_defaults,
+    row,
+    ship,
+    state_bytes,
+    store_rows,
+    train_autoencoder,
+)
 from osr import models, paths, results, shipped
 
 pytestmark = pytest.mark.usefixtures("sandbox")
@@ -36,8 +47,9 @@ def test_missing_and_ambiguous_weights_name_the_folder(repository):
     name = ship()
     folder = paths.shipped_dir()
     shutil.copy(folder / f"{name}.safetensors", folder / "multitask_autoencoder-copy.safetensors")
-    with pytest.raises(FileNotFoundError, match="2 files "):
+    with pytest.raises(FileNotFoundError, match="2 files .* keep one of .*-copy.safe") as caught:
         shipped.load_model("multitask_autoencoder")
+    assert name in str(caught.value) and "git" not in str(caught.value)
 
 
 def test_weights_of_ones_own_configuration_leave_the_shipped_ones_alone(repository):
@@ -65,6 +77,23 @@ def test_every_shipped_model_is_ready_and_keeps_the_contract(name):
     assert not any(module.training for module in model.modules())
     assert getattr(model, "alpha", 0) != 1
     assert shipped.list_models()[name]["file"] == f"{model.checkpoint}.safetensors"
+
+
+def test_torchs_defaults_do_not_change_a_shipped_model():
+    expected = state_bytes(shipped.load_model("plain_cnn"))
+    with other_defaults():
+        model = shipped.load_model("plain_cnn")
+    assert state_bytes(model) == expected
+    assert {value.dtype for value in model.parameters()} == {torch.float32}
+
+
+def test_a_number_of_shipped_weights_that_changed_is_an_error(repository):
+    path = repository / f"data/checkpoints/{ship()}.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"{literal(path)} is damaged.*tensors have changed.*`git"):
+        shipped.load_model("multitask_autoencoder")
 
 
 @pytest.mark.parametrize(
@@ -134,5 +163,9 @@ def test_of_several_own_weights_the_last_used_are_loaded(repository, monkeypatch
         path = paths.checkpoint_dir() / f"{stem}.safetensors"
         os.utime(path, (path.stat().st_atime, path.stat().st_mtime - age))
     assert shipped.load_model("multitask_autoencoder").checkpoint == second
+    for stem in (first, second):  # as on a disk with coarse times
+        os.utime(paths.checkpoint_dir() / f"{stem}.safetensors", (1, 1))
+    found = {shipped.load_model("multitask_autoencoder").checkpoint for _ in range(3)}
+    assert len(found) == 1 and found <= {first, second}
     assert train_autoencoder(epochs=1) == first  # loads it
     assert shipped.load_model("multitask_autoencoder").checkpoint == first

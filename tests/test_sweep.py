@@ -1,18 +1,23 @@
 """run_sweep: parallel, resumable, the same on a Dask cluster."""
 
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
+from functools import partial
 from pathlib import Path
 
+import joblib
 import numpy as np
 import pytest
+import torch
 
-from helpers import run_cell
+from helpers import files, run_cell
 from osr import functions, sweep
 
 
@@ -76,6 +81,191 @@ def test_a_failure_is_named_and_the_others_go_on(tmp_path, capsys):
     assert calls == [-2, -2, 1, 3]  # a failure is tried again, the others are not
 
 
+# --- what a call may return -----------------------------------------------------------------------
+
+RESULTS = {  # as it is returned, and as JSON holds it
+    "numbers": ((np.float64(0.5), np.int64(2), np.bool_(True)), [0.5, 2, True]),
+    "arrays": ({"a": np.eye(2), "b": np.array(["x"])}, {"a": [[1, 0], [0, 1]], "b": ["x"]}),
+    "tensors": ([torch.ones(2, requires_grad=True), torch.tensor(3)], [[1, 1], 3]),
+    "keys": ({2: "a", 10: "b", np.int64(3): None}, {"2": "a", "10": "b", "3": None}),
+}
+REFUSED = {
+    "nan": ({"loss": math.nan}, "loss is nan"),
+    "infinity": ({"a": [1, {"b": -math.inf}]}, "a[1].b is -inf"),
+    "nan in an array": ({"w": np.array([[0], [math.nan]])}, "w[1][0] is nan"),
+    "infinite tensor": (torch.tensor(math.inf), "the value is inf"),
+    "set": ({"kinds": {1, 2}}, "kinds: a set is not JSON-able"),
+    "bytes": ([0, b"x"], "[1]: a bytes is not JSON-able"),
+    "complex": (1j, "a complex is not JSON-able"),
+    "path": ({"file": Path("x")}, "Path is not JSON-able"),
+    "key": ({(1, 2): 3}, "not tuple"),
+}
+
+
+def returned(config):
+    return (RESULTS | REFUSED)[config["case"]][0]
+
+
+def test_numbers_in_any_clothes_come_back_plain_and_what_is_none_is_named(capsys):
+    configs = [{"case": case} for case in (*RESULTS, *REFUSED)]
+    rows = sweep.run_sweep(returned, configs, {})
+    assert [row["config"] for row in rows] == configs
+    for row in rows:
+        value, expected = (RESULTS | REFUSED)[row["config"]["case"]]
+        if row["config"]["case"] in RESULTS:
+            assert row["result"] == expected and row["problem"] == ""
+        else:
+            assert row["result"] is None and expected in row["problem"]
+    assert capsys.readouterr().out.count("returned failed for") == len(REFUSED)
+    assert sweep.run_sweep(returned, configs[: len(RESULTS)], {}) == rows[: len(RESULTS)]
+    assert capsys.readouterr().out == ""  # found again, none of them damaged
+
+
+def test_a_call_that_exits_or_is_cancelled_is_a_failure_of_its_row_alone():
+    text = """
+        import asyncio, sys
+        def leave(config):
+            if config["n"] == 1:
+                sys.exit("enough")
+            if config["n"] == 2:
+                raise asyncio.CancelledError
+            return config["n"]
+    """
+    leave = run_cell(text)["leave"]
+    rows = sweep.run_sweep(leave, [{"n": n} for n in range(5)], {})
+    assert [row["result"] for row in rows] == [0, None, None, 3, 4]
+    assert rows[1]["problem"] == "SystemExit: enough" and "Cancelled" in rows[2]["problem"]
+
+
+# --- what is asked for ----------------------------------------------------------------------------
+
+
+def test_configurations_may_come_from_a_generator_with_numbers_of_numpy():
+    rows = sweep.run_sweep(lambda config: config["n"] ** 2, ({"n": n} for n in np.arange(3)), {})
+    assert [row["result"] for row in rows] == [0, 1, 4]
+    assert [row["config"] for row in rows] == [{"n": 0}, {"n": 1}, {"n": 2}]
+
+
+def test_the_folder_of_a_lambda_has_a_name_that_every_system_takes(folder):
+    (row,) = sweep.run_sweep(lambda config: 1, [{}], {})
+    (path,) = folder.rglob("*.json")
+    assert row["result"] == 1 and path.parent.name == "lambda"
+    paths = [part for part in path.relative_to(folder).parts if set(part) & set('<>:"|?*')]
+    assert paths == []
+
+
+@pytest.mark.parametrize(
+    "configs, problem",
+    [
+        ([{"k": 1}, 3], "configuration 1 is no dict: 3"),
+        ("ab", "configuration 0 is no dict: 'a'"),
+        ([[("k", 1)]], "configuration 0 is no dict"),
+        ([{"k": {1}}], "configuration 0: k: a set is not JSON-able"),
+        ([{"k": 1}, {"a": [math.nan]}], r"configuration 1: a\[0\] is nan"),
+        ([{"k": len}], "configuration 0: k: a builtin.* is not JSON-able"),
+        ([{(1, 2): 1}], "configuration 0: .* not tuple"),
+    ],
+)
+def test_a_configuration_that_cannot_be_is_named_before_any_work(tmp_path, configs, problem):
+    with pytest.raises(ValueError, match=problem):
+        sweep.run_sweep(lambda config: (tmp_path / "called").touch(), configs, {})
+    assert files(tmp_path) == []
+
+
+class Callable:
+    def __call__(self, config):
+        return 1
+
+    def method(self, config):
+        return 1
+
+
+@pytest.mark.parametrize(
+    "function", [partial(area, images=3), Callable(), Callable().method, Callable, len, None]
+)
+def test_only_a_plain_function_is_taken_and_the_way_out_is_told(folder, function):
+    with pytest.raises(ValueError, match="takes a function.* not a .*from its configuration or"):
+        sweep.run_sweep(function, [{}], {})
+    assert files(folder) == []
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_any_work(tmp_path, monkeypatch):
+    first, _ = run(tmp_path, (1,), IMAGES)
+    stored = tmp_path / "report/results/.local/sweeps/area"
+    stored.rename(tmp_path / "kept")
+    stored.write_text("a file in the folder's place")
+    with pytest.raises(OSError, match="cannot write .*area"):
+        run(tmp_path, (1, 2), IMAGES)
+    assert len(files(tmp_path / "calls")) == 1
+    stored.unlink()
+    (tmp_path / "kept").rename(stored)
+    monkeypatch.setattr(sweep, "writable", None)  # which is not called where all is stored
+    assert run(tmp_path, (1,), IMAGES)[0] == first
+
+
+def test_a_call_may_change_its_configuration(monkeypatch, folder):
+    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")  # in this very process
+    before = threading.active_count()
+    rows = sweep.run_sweep(lambda config: [config.pop("n"), os.getpid()], [{"n": 1}, {"n": 2}], {})
+    assert [row["config"] for row in rows] == [{"n": 1}, {"n": 2}]
+    assert [row["result"] for row in rows] == [[1, os.getpid()], [2, os.getpid()]]
+    assert threading.active_count() == before and len(files(folder)) == 2
+
+
+# --- processes that die ---------------------------------------------------------------------------
+
+several = pytest.mark.skipif(joblib.cpu_count() < 2, reason="one core: calls run in this process")
+
+DYING = """
+    import os, signal, time
+    def fragile(config, images):
+        if config["n"] == 1:
+            os._exit(0)
+        if config["n"] == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.05)
+        return config["n"]
+"""
+
+
+@several
+def test_a_process_that_dies_is_a_failure_of_its_row_alone(folder):
+    fragile = run_cell(DYING)["fragile"]
+    rows = sweep.run_sweep(fragile, [{"n": n} for n in range(8)], {"images": IMAGES})
+    assert [row["result"] for row in rows] == [0, None, 2, 3, None, 5, 6, 7]
+    assert {rows[n]["problem"] for n in (1, 4)} == {sweep.DIED}
+    assert len(files(folder)) == 6  # stored, and not computed again
+    (row,) = sweep.run_sweep(fragile, [{"n": 1}], {"images": IMAGES})
+    assert row["problem"] == sweep.DIED
+
+
+@several
+@pytest.mark.skipif(sys.platform == "win32", reason="a process there does not learn of it")
+def test_the_processes_of_a_sweep_that_is_killed_alone_end_too(tmp_path):
+    script = tmp_path / "sweep.py"
+    script.write_text(
+        textwrap.dedent("""
+        import sys, time
+        from osr import sweep
+
+        def slow(config):
+            print("begun", file=sys.stderr, flush=True)
+            time.sleep(600)
+
+        if __name__ == "__main__":
+            sweep.run_sweep(slow, [{}], {})  # one process works, the others wait
+        """)
+    )
+    command = [sys.executable, str(script)]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE) as process:
+        assert any(b"begun" in line for line in process.stderr)  # the first
+        process.kill()
+        process.communicate(timeout=60)  # until the last that could write there has ended
+
+
+# --- what is stored -------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("damage", ["cut", "changed", "empty", "list", "another"])
 def test_a_damaged_row_is_found_and_computed_again(tmp_path, capsys, damage):
     sound, _ = run(tmp_path, (1, 2), IMAGES)
@@ -128,6 +318,13 @@ def test_a_function_of_a_notebook_runs_and_a_change_of_what_it_calls_computes_an
     assert sweep_cell(changed, (2, 4), capsys) == ([0.5, 1], first[1])
     assert sweep_cell(changed, (2, 4), capsys) == ([0.5, 1], "")
     assert sweep_cell(CELL, (4, 2), capsys) == ([2, 1], "")  # these are still there
+
+
+def test_a_change_of_the_function_itself_computes_anew(capsys):
+    """Its source is in the key: a sweep with none would return what is stored."""
+    assert sweep_cell(CELL, (2,), capsys)[0] == [1]
+    changed = CELL.replace("+ float(images[0])", "+ 7")
+    assert changed != CELL and sweep_cell(changed, (2,), capsys)[0] == [8]
 
 
 def test_what_the_calls_print_is_passed_on_once_and_in_short(capsys):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from helpers import row, some_rows, store_rows
+from osr.results import select_rows
 from osr.tables import format_rows, mean_and_deviation
 
 pytestmark = pytest.mark.usefixtures("sandbox")
@@ -65,6 +66,25 @@ def test_rows_are_laid_out_by_seed_and_as_mean_and_deviation():
     assert first.split() == ["m", "mnist", "0.500"]
     assert second.split() == ["m", "mnist", "kmnist", "0.250"]
     assert "0.600 ± 0.100" in format_rows(rows, seed=None)
+
+
+@pytest.mark.parametrize("seed", [0, None])
+def test_rows_of_one_cell_are_not_averaged(seed):
+    rows = [row(value=0.25), row(value=0.75, system="B"), row(seed=1, system="B")]
+    with pytest.raises(ValueError, match=r"two values of one cell.*select_rows\(rows, system='B'"):
+        format_rows(rows, seed)
+    assert "0.250" in format_rows(select_rows(rows, system="A"), seed)
+    assert "0.75" in format_rows(select_rows(rows, system="B"))
+    with pytest.raises(ValueError, match="two values of one cell.*each row once"):
+        format_rows([row(), row()], seed)
+    apart = [row(), row(system="B", ood="kmnist"), row(system="B", method="sum")]
+    assert len(format_rows(apart, seed).split("\n")) == 4
+
+
+def test_a_table_takes_a_generator_of_rows():
+    rows = list(some_rows().values())
+    assert format_rows(iter(rows), None) == format_rows(rows, None)
+    assert mean_and_deviation(iter(rows), metric="accuracy") == "75.00"
 
 
 def test_a_table_marks_what_was_not_computed():

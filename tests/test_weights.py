@@ -11,7 +11,17 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from helpers import POINTER, STRANGER, files, literal, ship, train_autoencoder
+from helpers import (
+    POINTER,
+    STRANGER,
+    files,
+    literal,
+    other_defaults,
+    run_cell,
+    ship,
+    state_bytes,
+    train_autoencoder,
+)
 from osr import paths, shipped, weights
 
 pytestmark = pytest.mark.usefixtures("sandbox")
@@ -278,11 +288,54 @@ def test_an_interrupted_save_leaves_nothing(folder, monkeypatch, failure):
     assert job.trainings == 1 and len(files(folder)) == 1
 
 
-def test_a_folder_of_weights_that_cannot_be_is_an_error_with_advice(folder):
+def test_a_folder_of_weights_that_cannot_be_is_an_error_with_advice_before_all_work(folder):
     folder.parent.mkdir()
     folder.write_text("a file in the folder's place")
+    job = Job()
     with pytest.raises(OSError, match="cannot write .* a writable folder"):
-        Job().run()
+        job.run()
+    assert job.trainings == 0
+
+
+@pytest.mark.parametrize("name", ["../tiny", "a/tiny", "a\\tiny", "/tiny", "", "nul", "tiny ", 3])
+def test_a_name_that_cannot_be_a_files_everywhere_is_refused_before_all_work(folder, sandbox, name):
+    job = Job(name=name)
+    with pytest.raises(ValueError, match="cannot name a file"):
+        job.run()
+    assert job.trainings == 0 and files(sandbox) == []
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("key", ["layer.weight", "norm.running_var", "alpha"])
+def test_a_training_that_diverged_is_named_and_not_stored(folder, key, value):
+    job = Job()
+    train = job.train
+    job.train = lambda model: (train(model), model.state_dict()[key].view(-1)[-1:].fill_(value))
+    with pytest.raises(FloatingPointError, match=f"tiny: the training diverged.*in {key};"):
+        job.run()
+    assert job.trainings == 1 and files(folder) == []
+    Job().run()
+    assert len(files(folder)) == 1
+
+
+def test_a_weight_beyond_half_precision_comes_back_as_it_was_trained(folder):
+    job = Job()
+    job.train = lambda model: nn.init.constant_(model.layer.bias, 70000)
+    assert torch.equal(job.run().layer.bias, torch.full((11,), 70000.0))
+
+
+def test_torchs_defaults_change_nothing(repository):
+    jobs, found = (Job(), Job(), Job(seed=1)), []
+    expected = [state_bytes(job.run()) for job in jobs]
+    for path in paths.checkpoint_dir().iterdir():
+        path.unlink()
+    with other_defaults():
+        for job in jobs:  # trains, loads, trains
+            found.append(job.run())
+        assert torch.get_default_dtype() == torch.float64 and torch.ones(1).is_meta
+    assert [state_bytes(model) for model in found] == expected
+    assert {tensor.dtype for tensor in found[0].parameters()} == {torch.float32}
+    assert [job.trainings for job in jobs] == [2, 0, 2]
 
 
 # --- what a training leaves behind ----------------------------------------------------------------
@@ -349,6 +402,34 @@ def call_by_name(name, train=set_alpha, build=Tiny):
     return weights.fit_or_load("tiny", {"seed": 0}, renamed, build=build, data=data)
 
 
+LOSSES = {  # how a loss comes to the training
+    "a lambda": "loss = lambda x: x - 1\ndef train(model): loss(1)",
+    "a partial": "def f(x, y): return x - 1\nloss = partial(f, y=1)\ndef train(model): loss(1)",
+    "a dict": "def f(x): return x - 1\nlosses = {'f': f}\ndef train(model): losses['f'](1)",
+    "a default": "def f(x): return x - 1\ndef train(model, loss=f): loss(1)",
+    "a closure": "def of(loss):\n    def train(model): loss(1)\n    return train\n"
+    "def f(x): return x - 1\ntrain = of(f)",
+    "an object": "class Loss:\n    def __call__(self, x): return x - 1\n"
+    "loss = Loss()\ndef train(model): loss(1)",
+}
+
+
+@pytest.mark.parametrize("text", LOSSES.values(), ids=LOSSES)
+def test_a_changed_loss_is_said_however_it_is_given(repository, capsys, text):
+    def call(text):
+        train = run_cell(f"from functools import partial\n{text}")["train"]
+        data = {"images": np.zeros(3)}
+        return weights.fit_or_load("tiny", {"seed": 0}, train, build=Tiny, data=data)
+
+    stem = call(text).checkpoint
+    capsys.readouterr()
+    call(text)
+    assert capsys.readouterr().out == f"loaded {stem}\n"
+    assert text.count("x - 1") == 1
+    call(text.replace("x - 1", "x + 1"))
+    assert "changed since" in capsys.readouterr().out
+
+
 class Wider(Tiny):
     """The same tensors, from a network that is written differently."""
 
@@ -402,6 +483,20 @@ def test_accepted_code_changes_the_stamp_alone(repository, capsys, monkeypatch, 
     told = weights.checkpoint_metadata(path)
     assert told.pop("source") != meta.pop("source") and told == meta
     assert files(repository) == sorted([STRANGER, path.name])
+
+
+def test_damaged_weights_are_not_accepted_with_the_code(repository, monkeypatch):
+    path = to_shipped(call_by_name("train"))
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    monkeypatch.setenv("OSR_ACCEPT_SOURCE", "1")
+    with pytest.raises(ValueError, match=f"{literal(path)} is damaged.*tensors have changed"):
+        call_by_name("train", set_alpha_otherwise)
+    assert path.read_bytes() == content
+    monkeypatch.setenv("OSR_ACCEPT_SOURCE", "yes")
+    with pytest.raises(ValueError, match="OSR_ACCEPT_SOURCE='yes': use 1"):
+        call_by_name("train")
 
 
 def test_weights_that_were_stored_without_their_code_get_it_when_accepted(
