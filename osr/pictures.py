@@ -1,101 +1,164 @@
-"""Your own pictures: a folder or an array, judged; a table and a contact sheet."""
+"""Your own pictures: files or arrays, judged; a table and a contact sheet."""
 
-import csv
+import math
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import nn
 
 from osr.contract import OOD_LABEL, evaluation_mode, ood_score, predict, verdicts
+from osr.drawings import on_black, open_picture, prepare_drawing
 from osr.figures import COLORS, PAGE_WIDTH
-from osr.images import read_picture, to_model_input
+from osr.images import to_model_input
 from osr.paths import atomic_path, progress
+from osr.shipped import load_model
+from osr.tables import write_csv
+
+SHOWN = 10  # names at most in a line that is printed
 
 
-def load_pictures(folder):
-    """Load a folder of pictures, of any size, colour mode and format, as model input.
+def load_pictures(pictures, prepare=True):
+    """Load pictures of any size, colour mode and format as model input; print what was done.
 
     Parameters
     ----------
-    folder : str or Path
-        What is transparent in a picture becomes black.
+    pictures : str or Path, or list of str, Path or PIL image
+        A folder, a file, or several.
+    prepare : bool
+        Bring drawings and photographs of them into MNIST's form, see
+        `osr.drawings.prepare_drawing`: ink on paper becomes white on black, cropped and centred.
+        False: as they are, squeezed into a square; what is transparent becomes black.
 
     Returns
     -------
     images : float32 tensor, (N, 1, 28, 28) in [0, 1]
-        Prepared as by `to_model_input`; a picture that is not square is squeezed into one.
+        A prepared picture without ink ("blank") is all 0.
     names : list of str
-        The files, in alphabetical order. Those that cannot be read are printed and left out.
+        The files, of a folder in alphabetical order; of PIL images, their places in the list. Those
+        that cannot be read are printed and left out.
 
     Raises
     ------
     FileNotFoundError
-        If there is no such folder.
+        If there is no such folder or file.
     ValueError
-        If no file in it is a readable picture.
+        If none is a readable picture.
     """
-    from PIL import Image
-
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is not a folder: give the one that holds the pictures")
-    paths = sorted(path for path in folder.iterdir() if path.is_file())
-    images, names, broken = [], [], []
-    for path in progress(paths, folder.name):
+    sources, images, names, broken = _sources(pictures), [], [], []
+    seen = {"inverted": [], "cropped": [], "blank": []}
+    for name, source in progress(sources, "pictures"):
         try:
-            picture = read_picture(path)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            broken.append(f"{path.name} ({error})")
+            picture = open_picture(source)
+        except ValueError as error:
+            broken.append(f"{name} ({error})")
             continue
-        images.append(to_model_input(np.asarray(picture)[None]))
-        names.append(path.name)
+        if prepare:
+            image, done = prepare_drawing(picture)
+            for what in done:
+                seen[what].append(name)
+        else:
+            image = np.asarray(on_black(picture))
+        images.append(to_model_input(image[None]))
+        names.append(name)
     if broken:
-        print(f"{folder}: {len(broken)} of {len(paths)} files are no pictures: {', '.join(broken)}")
+        print(f"{len(broken)} of {len(sources)} cannot be read: {_first(broken)}")
     if not images:
         raise ValueError(
-            f"no readable picture in {folder}: put files such as .png or .jpg there (not in "
+            f"no readable picture in {pictures}: put files such as .png or .jpg there (not in "
             "folders below it)"
+        )
+    if prepare:
+        blank = f" ({_first(seen['blank'])})" if seen["blank"] else ""
+        print(
+            f"{len(images)} pictures in MNIST's form: {len(seen['inverted'])} inverted, "
+            f"{len(seen['cropped'])} cropped, {len(seen['blank'])} blank{blank}; prepare=False "
+            "takes them as they are"
         )
     return torch.cat(images), names
 
 
-def judge_pictures(model, pictures, output, device="cpu"):
+def _sources(pictures):
+    """Return [(name, path or PIL image)]."""
+    if isinstance(pictures, str | Path):
+        place = Path(pictures)
+        if not place.exists() or not str(pictures):
+            raise FileNotFoundError(
+                f"{str(pictures)!r} is not a folder, nor a file: give the one that holds the "
+                "pictures"
+            )
+        pictures = [place]
+        if place.is_dir():
+            paths = (path for path in place.iterdir() if path.is_file())
+            pictures = sorted(path for path in paths if not path.name.startswith("."))
+    sources = []
+    for i, picture in enumerate(pictures):
+        if isinstance(picture, Image.Image):
+            sources.append((str(i), picture))
+        elif isinstance(picture, str | Path):
+            name = Path(picture).name.encode("utf-8", "replace").decode()  # of any bytes
+            sources.append((name, Path(picture)))
+        else:
+            raise ValueError(
+                f"picture {i} is a {type(picture).__name__}: give files or PIL images, or one "
+                "array of pictures (N, H, W)"
+            )
+    return sources
+
+
+def _first(names):
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
+
+
+def judge_pictures(model, pictures, output, device="cpu", prepare=None):
     """Say of each picture which digit it is, or that it is unknown; write a table and a sheet.
 
     Parameters
     ----------
-    model : callable
-        (N, 1, 28, 28) in [0, 1] -> (N, 11) scores, such as `load_model` gives.
-    pictures : str or Path, or uint8 array (N, H, W) or (N, H, W, 3)
-        A folder, see `load_pictures`, or decoded pictures, see `to_model_input`. White on black, as
-        MNIST has it.
+    model : callable or str
+        (N, 1, 28, 28) in [0, 1] -> (N, 11) scores, or the name of a shipped model.
+    pictures : str or Path, list of str, Path or PIL image, or uint8 array (N, H, W) or (N, H, W, 3)
+        A folder, files or images, see `load_pictures`, or decoded pictures, see `to_model_input`.
     output : str or Path
-        The folder that receives ``scores.csv`` and ``contact_sheet.png`` (of more than 240 pictures
-        an even selection); not the folder of the pictures.
+        The folder that receives ``scores.csv`` and ``contact_sheet.png``, which shows what the
+        model saw (of more than 240 pictures an even selection); not a folder of the pictures.
     device : str or torch.device
+    prepare : bool, optional
+        Whether to bring the pictures into MNIST's form, see `load_pictures`. Left out: files and
+        images yes; arrays no, they are taken as white on black.
 
     Returns
     -------
     list of dict
         One a picture, the most digit-like first: "picture" (file name or index), "verdict" ("0"
-        to "9" or "unknown"), "ood_score" (the garbage margin: unknown above 0) and "digit" (the
-        likeliest one, whatever the verdict).
+        to "9", "unknown", or "blank": no ink, hence unknown), "ood_score" (the garbage margin:
+        unknown above 0, infinite where blank) and "digit" (the likeliest one, whatever the
+        verdict).
 
     Raises
     ------
     ValueError
         If there is no picture, the output would lie among the pictures, or the model does not
         return (N, 11) finite scores.
+    FileNotFoundError
+        If there is no such folder or file.
     """
-    if isinstance(pictures, str | Path):
-        if Path(output).resolve() == Path(pictures).resolve():
-            raise ValueError(f"{output} holds the pictures: give the results a folder of their own")
-        images, names = load_pictures(pictures)
-    else:
+    if isinstance(model, str):
+        model = load_model(model, device)
+    if isinstance(model, type):
+        raise ValueError(f"{model.__name__} is a class: give a model, {model.__name__}()")
+    array = isinstance(pictures, np.ndarray | torch.Tensor)
+    if array and prepare:
+        pictures, array = [Image.fromarray(np.asarray(picture)) for picture in pictures], False
+    if array:
         images = to_model_input(pictures)
         names = [str(i) for i in range(len(images))]
+    else:
+        _refuse_their_folder(output, pictures)
+        images, names = load_pictures(pictures, prepare is not False)
     if not len(images):
         raise ValueError("there are no pictures: give at least one")
     if isinstance(model, nn.Module):
@@ -103,51 +166,72 @@ def judge_pictures(model, pictures, output, device="cpu"):
     with evaluation_mode(model):
         scores = predict(model, images.to(device))
     said = verdicts(scores, len(images))
-    if scores.ndim != 2 or not scores.isfinite().all():
-        raise ValueError("the model must return (N, 11) finite scores, no verdicts and no infinity")
+    if scores.ndim != 2:
+        raise ValueError(
+            "the model returned verdicts: pictures are sorted by a score, so return (N, 11) scores"
+        )
+    if not scores.isfinite().all():
+        raise ValueError("the model returned infinite scores: return (N, 11) finite ones")
     margins, digits = ood_score(scores), scores[:, :OOD_LABEL].argmax(1)
+    if not array and prepare is not False:
+        blank = images.flatten(1).amax(1) == 0
+        margins[blank] = math.inf
     order = margins.argsort().tolist()
     rows = [
         {
             "picture": names[i],
-            "verdict": "unknown" if said[i] == OOD_LABEL else str(int(said[i])),
+            "verdict": _word(int(said[i]), float(margins[i])),
             "ood_score": round(float(margins[i]), 4),
             "digit": int(digits[i]),
         }
         for i in order
     ]
-    with atomic_path(Path(output) / "scores.csv") as temporary:
-        with open(temporary, "w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            writer.writerows(rows)
+    write_csv(Path(output) / "scores.csv", rows)
     _contact_sheet(images[order], rows, Path(output) / "contact_sheet.png")
     return rows
 
 
-def _contact_sheet(images, rows, path, most=240, across=16):
-    """Draw pictures with their verdict and score; of more than `most` an even selection."""
+def _refuse_their_folder(output, pictures):
+    paths = [source for _, source in _sources(pictures) if isinstance(source, Path)]
+    if Path(output).resolve() in {path.resolve().parent for path in paths}:
+        raise ValueError(f"{output} holds the pictures: give the results a folder of their own")
+
+
+def _word(verdict, margin):
+    if math.isinf(margin):
+        return "blank"
+    return "unknown" if verdict == OOD_LABEL else str(verdict)
+
+
+def _contact_sheet(images, rows, path, most=240, across=12):
+    """Draw what the model saw under name, verdict and score; of more than `most` an even choice."""
     from matplotlib.figure import Figure
     from torchvision.utils import make_grid
 
     pick = np.unique(np.linspace(0, len(rows) - 1, min(most, len(rows))).round().astype(int))
     tiles = F.pad(images[pick].cpu(), (1, 1, 1, 1), value=0.5)  # a frame
-    tiles = F.pad(tiles, (1, 1, 10, 0), value=1)  # white, with room for a line above
+    tiles = F.pad(tiles, (1, 1, 12, 1), value=1)  # white, with room for two lines above
     sheet = make_grid(tiles, across, padding=0, pad_value=1).permute(1, 2, 0).numpy()
     height, width = tiles.shape[2:]
     inches = PAGE_WIDTH / (across * width)  # of a pixel
-    size = inches * sheet.shape[1], inches * len(sheet)
-    fig = Figure(size, dpi=150, layout="none")
+    fig = Figure((inches * sheet.shape[1], inches * len(sheet)), dpi=200, layout="none")
     axis = fig.add_axes((0, 0, 1, 1))
     axis.axis("off")
     axis.imshow(sheet)
     for place, i in enumerate(pick):
         line, column = divmod(place, across)
-        unknown = rows[i]["verdict"] == "unknown"
-        said = "unk." if unknown else rows[i]["verdict"]
-        score = rows[i]["ood_score"]
-        text = f"{said} {score:.1f}" if abs(score) < 100 else f"{said} {score:.0f}"
-        axis.text((column + 0.5) * width, line * height + 9, text, ha="center", fontsize=6,
+        row = rows[i]
+        unknown = row["verdict"] in ("unknown", "blank")
+        said = row["verdict"].replace("unknown", "unk.")
+        said += f" {row['ood_score']:.1f}" if math.isfinite(row["ood_score"]) else ""
+        x, y = (column + 0.5) * width, line * height
+        axis.text(x, y + 5.5, _short(row["picture"]), ha="center", fontsize=4.5, color="#444444")
+        axis.text(x, y + 11, said, ha="center", fontsize=6,
                   color=COLORS["fashionmnist" if unknown else "mnist"])  # fmt: skip
     with atomic_path(path) as temporary:
         fig.savefig(temporary, format="png", metadata={"Software": None})
+
+
+def _short(name, most=13):
+    """Return a name that fits above a picture: its begin and its end."""
+    return name if len(name) <= most else f"{name[: most - 7]}\u2026{name[-6:]}"
