@@ -30,6 +30,7 @@ how to add a data set, a score, a model or a notebook.
 
 from osr import synthetic
 from osr.caches import DatasetNotFoundError, ImageSet
+from osr.checkpoints import load_weights
 from osr.contract import (
     OOD_LABEL,
     CombinedDataset,
@@ -56,6 +57,7 @@ from osr.figures import (
     start_notebook,
     use_report_style,
 )
+from osr.hand_in_files import load_submission
 from osr.images import augment, to_model_input, warp
 from osr.metrics import ood_metrics
 from osr.models import (
@@ -103,11 +105,11 @@ from osr.scores import (
     uncertainty_estimate,
 )
 from osr.shipped import find_weights, list_models, load_model
-from osr.submissions import judge_submissions, load_submission
+from osr.submissions import judge_submissions
 from osr.sweep import run_sweep
 from osr.tables import format_rows, mean_and_deviation
 from osr.training import pick_device, seed_everything, train
-from osr.weights import fit_or_load, load_weights
+from osr.weights import fit_or_load
 
 # What `from osr_utils import *` brings: the contract, and nothing that hides another name.
 __all__ = [

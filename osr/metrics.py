@@ -9,7 +9,7 @@ def ood_metrics(id_scores, ood_scores):
 
     Parameters
     ----------
-    id_scores, ood_scores : array or tensor of finite numbers
+    id_scores, ood_scores : array or tensor of finite numbers, (N,) or (N, 1)
         Higher = more OOD.
 
     Returns
@@ -23,13 +23,21 @@ def ood_metrics(id_scores, ood_scores):
     Raises
     ------
     ValueError
-        If a side is empty or not finite.
+        If a side is empty, not finite, of another shape or of no real numbers.
     """
     sides = []
     for name, scores in (("id_scores", id_scores), ("ood_scores", ood_scores)):
         if isinstance(scores, torch.Tensor):
-            scores = scores.detach().cpu().double().numpy()
-        scores = np.asarray(scores, dtype=np.float64).ravel()
+            scores = scores.detach().cpu()
+            scores = (scores if scores.is_complex() else scores.double()).numpy()
+        scores = np.asarray(scores)
+        column = scores.ndim == 1 or scores.shape[1:] == (1,)
+        if not column or scores.dtype.kind not in "biuf":
+            raise ValueError(
+                f"{name} are {scores.dtype} {scores.shape}: give one real number a sample, (N,), "
+                "such as ood_score(logits)"
+            )
+        scores = scores.astype(np.float64).ravel()
         if not scores.size or not np.isfinite(scores).all():
             what = "is empty" if not scores.size else "holds NaN or infinite values"
             raise ValueError(f"{name} {what}: give at least one finite score a side")

@@ -1,20 +1,20 @@
 """The networks whose weights ship, and the one vocabulary that they share.
 
-``forward(x)`` gives the contract's (N, 11) outputs (`DigitClassifier`: ten), ``features(x)`` the
-(N, D) features that the detectors of `osr.scores` read, ``class_logits(x)`` the (N, 10) logits of
-the digits as training left them, and ``last_layer`` is the linear layer that reads the last columns
-of the features, or None.
+``forward(x)`` gives the contract's (N, 11) outputs (`DigitClassifier`: ten), ``features(x)`` (N, D)
+for the detectors of `osr.scores`, ``class_logits(x)`` the (N, 10) logits as training left them;
+``last_layer`` is the linear layer that reads the last columns of the features, or None.
 All take float (N, 1, 28, 28) in [0, 1], `GarbageClassifier` other channels and sides as well.
 """
 
 import warnings
+from contextlib import suppress
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from osr.contract import evaluation_mode, predict
+from osr.contract import check_classes, evaluation_mode, predict
 
 
 class MultitaskAutoencoder(nn.Module):
@@ -131,10 +131,10 @@ class OpenSetDetector(nn.Module):
         """Return the (N, 10) logits of the digits, before the outliers' odds are added."""
         return self.classify(self.features(x))[:, :10]
 
-    @torch.inference_mode()
     def fit_distance(self, images, labels):
         """Set the class means and the shared covariance of the features, from known images."""
         labels = labels.cpu()
+        check_classes(labels, 10)
         with evaluation_mode(self):
             features = predict(self.features, images).double()
         mean = torch.stack([features[labels == digit].mean(0) for digit in range(10)])
@@ -231,12 +231,14 @@ class DigitClassifier(nn.Module):
 
 def _warn_of_range(x):
     """Warn of images that were scaled otherwise: nothing else would show it."""
-    if x.numel() and (x.amin() < -0.01 or x.amax() > 1.01):
-        warnings.warn(
-            f"images run from {x.amin():.2f} to {x.amax():.2f}, but the model was trained on "
-            "[0, 1]: leave out Normalize, divide bytes by 255",
-            stacklevel=3,
-        )
+    recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    with suppress(RuntimeError, ValueError):  # torch.vmap and torch.fx have no numbers either
+        if not recorded and x.numel() and (x.amin() < -0.01 or x.amax() > 1.01):
+            warnings.warn(
+                f"images run from {x.amin():.2f} to {x.amax():.2f}, but the model was trained on "
+                "[0, 1]: leave out Normalize, divide bytes by 255",
+                stacklevel=3,
+            )
 
 
 SHIPPED = {

@@ -8,6 +8,7 @@ import re
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 
@@ -18,10 +19,7 @@ LEFT_OVER = 600  # seconds after which nobody is still writing a temporary file
 def profile():
     """Return the run's profile, ``"full"`` (the default) or ``"demo"``, from ``OSR_PROFILE``.
 
-    Raises
-    ------
-    ValueError
-        If ``OSR_PROFILE`` holds anything else.
+    A ValueError says that it holds anything else.
     """
     value = os.environ.get("OSR_PROFILE") or "full"
     if value not in ("full", "demo"):
@@ -206,12 +204,11 @@ def way_to_restore(path, otherwise=""):
     A file of the repository comes back by git; of another one `otherwise` says what to do.
     """
     name = path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name
-    start = None
+    how = "it (a sparse clone: `git sparse-checkout disable`)"
     with suppress(OSError), open(path, "rb") as file:
-        start = file.read(24)
-    if start == b"version https://git-lfs.":
-        return f"it is a pointer of Git LFS, not the file: `git lfs pull --include {name}`"
-    how = "it (a sparse clone: `git sparse-checkout disable`)" if start is None else "it back"
+        how = "it back"
+        if file.read(24) == b"version https://git-lfs.":
+            return f"it is a pointer of Git LFS, not the file: `git lfs pull --include {name}`"
     return otherwise or f"`git checkout -- {name}` brings {how}"
 
 
@@ -237,3 +234,15 @@ def checksum(array):
 def digest(value):
     """Return the SHA-256 of a JSON-able value: 12 hexadecimal digits."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def end_with(parent):
+    """End this process soon after its parent, which may be killed without a word to it."""
+
+    def watch():
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    if os.name == "posix":  # Windows would name a dead parent, too
+        Thread(target=watch, daemon=True).start()

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from osr.contract import OOD_LABEL, evaluation_mode, ood_score, predict
+from osr.contract import OOD_LABEL, check_classes, check_images, evaluation_mode, ood_score, predict
+from osr.modes import plain_defaults
 
 
 def uncertainty_estimate(logits):
@@ -61,7 +62,16 @@ def output_scores(logits):
     -------
     dict of str to float64 tensor, (N,)
         Higher = more OOD.
+
+    Raises
+    ------
+    ValueError
+        If the logits are of another shape, or complex.
     """
+    if logits.ndim != 2 or logits.shape[1] not in (10, 11) or logits.is_complex():
+        raise ValueError(
+            f"expected real (N, 10) or (N, 11) logits, found {logits.dtype} {tuple(logits.shape)}"
+        )
     logits, scores = logits.double(), {}
     for name, (outputs, score) in OUTPUT_SCORES.items():
         if outputs <= logits.shape[1]:
@@ -86,11 +96,21 @@ def mahalanobis(memory, labels, vectors, nearest, shared):
     Returns
     -------
     float array, (N,)
+
+    Raises
+    ------
+    ValueError
+        If a class is missing in `labels`, or has one vector and no `shared` covariance.
     """
+    check_classes(labels, labels.max() + 1)
+    if len(strange := np.setdiff1d(nearest, labels)):
+        raise ValueError(f"nearest holds {strange}, classes that are not in labels")
+    if not shared and np.bincount(labels).min() < 2:
+        raise ValueError("a class of one vector has no covariance of its own: give shared=True")
     means = np.stack([memory[labels == k].mean(0) for k in range(labels.max() + 1)])
     centred, distance = memory - means[labels], np.empty(len(vectors))
     for k in range(len(means)):
-        covariance = np.cov((centred if shared else centred[labels == k]).T)
+        covariance = np.atleast_2d(np.cov((centred if shared else centred[labels == k]).T))
         covariance += 1e-6 * np.eye(len(covariance))
         away = vectors[nearest == k] - means[k]
         distance[nearest == k] = (away @ np.linalg.inv(covariance) * away).sum(1)
@@ -132,6 +152,7 @@ def fit_detectors(features, labels, last_layer=None):
     features : float32 tensor, (N, D)
         Of training images.
     labels : int tensor, (N,)
+        The classes, 0 to K - 1, each at least once.
     last_layer : nn.Linear, optional
         The classifier's last layer, if it reads the last columns of the features: ViM needs its
         first ten outputs.
@@ -139,12 +160,19 @@ def fit_detectors(features, labels, last_layer=None):
     Returns
     -------
     dict of str to detector
+
+    Raises
+    ------
+    ValueError
+        If a class is missing.
     """
+    check_classes(labels, int(labels.max()) + 1)
     detectors = {}
-    for name, build in FEATURE_DETECTORS.items():
-        detector = build(features, last_layer)
-        if detector is not None:
-            detectors[name] = detector.fit_features(features, labels)
+    with plain_defaults():
+        for name, build in FEATURE_DETECTORS.items():
+            detector = build(features, last_layer)
+            if detector is not None:
+                detectors[name] = detector.fit_features(features, labels)
     return detectors
 
 
@@ -173,7 +201,6 @@ def all_scores(model, outputs, known, inputs):
     return scores
 
 
-@torch.inference_mode()
 def calibrate_alpha_percentile(model, loader, device, percentile):
     """Choose alpha so that a given share of known calibration images stays known.
 
@@ -183,8 +210,8 @@ def calibrate_alpha_percentile(model, loader, device, percentile):
     Parameters
     ----------
     model : nn.Module
-        With ``logits_and_error(x)`` -> (N, 10), (N,); used in eval mode.
-    loader : iterable of (images, ...)
+        With ``logits_and_error(x)`` -> (N, 10), (N,); used in eval mode, without gradients.
+    loader : iterable of (images, ...) or of images
         Known images only, without augmentation.
     device : str or torch.device
     percentile : float in [0, 1]
@@ -197,15 +224,19 @@ def calibrate_alpha_percentile(model, loader, device, percentile):
     Raises
     ------
     ValueError
-        If the loader is empty, p is out of range, or alpha is not finite and positive.
+        If the loader is empty, p or a shape is a wrong one, or alpha is not finite and positive.
     """
     if not 0 <= percentile <= 1:
         raise ValueError(f"percentile is {percentile}: give the share to keep known, 0..1")
     model.to(device)
     ratios = []
-    with evaluation_mode(model):
-        for images, *_ in loader:
+    with evaluation_mode(model), torch.no_grad():
+        for batch in loader:
+            images = check_images(batch[0] if isinstance(batch, list | tuple) else batch)
             logits, error = model.logits_and_error(images.to(device))
+            n, found = len(images), [tuple(part.shape) for part in (logits, error)]
+            if found != [(n, 10), (n,)]:
+                raise ValueError(f"logits_and_error gives {found}: return ({n}, 10) and ({n},)")
             ratios.append((logits.max(1).values / error.clamp_min(1e-12)).cpu().double())
     if not sum(map(len, ratios)):
         raise ValueError("the calibration loader is empty: give it known images")

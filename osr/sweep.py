@@ -3,13 +3,11 @@
 import json
 import math
 import os
-import time
 from contextlib import ExitStack, redirect_stdout
 from copy import deepcopy
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from threading import Thread
 from types import FunctionType
 
 from osr.functions import remember, source_digests, texts
@@ -17,6 +15,7 @@ from osr.paths import (
     atomic_path,
     checksum,
     digest,
+    end_with,
     progress,
     results_dir,
     safe_name,
@@ -152,7 +151,7 @@ def _results(missing, call, marks):
         try:
             parallel = Parallel(
                 n_jobs=-1, return_as="generator_unordered",
-                initializer=_end_with, initargs=(os.getpid(),),
+                initializer=end_with, initargs=(os.getpid(),),
             )  # fmt: skip
             for found in parallel(map(call, batch)):
                 left.remove(found[0])
@@ -181,18 +180,6 @@ def _call_for_sweep(index, function, config, arrays, known, marks):
         except BaseException as error:  # sys.exit is one of these
             result, problem = None, f"{type(error).__name__}: {error}"
     return index, result, problem, said.getvalue()
-
-
-def _end_with(parent):
-    """End this process soon after its parent, which may be killed without a word to it."""
-
-    def watch():
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    if os.name == "posix":  # Windows would name a dead parent, too
-        Thread(target=watch, daemon=True).start()
 
 
 def _relay(lines):

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from osr.images import augment
 
-PIXEL = (torch.arange(28) + 0.5) / 28  # pixel centres in the unit square
+PIXEL = (torch.arange(28, dtype=torch.float32, device="cpu") + 0.5) / 28  # in the unit square
 GRID = torch.stack(torch.meshgrid(PIXEL, PIXEL, indexing="xy"), -1).view(1, 784, 2)
 
 
@@ -159,8 +159,8 @@ def fractals(n, generator):
 
 
 # Not 0, 1, 8, which a mirror leaves alone, nor 2 and 5, which it turns into each other.
-MIRROR = torch.tensor([k in (3, 4, 6, 7, 9) for k in range(10)])
-TURN = torch.tensor([k != 0 for k in range(10)])
+MIRROR = torch.tensor([k in (3, 4, 6, 7, 9) for k in range(10)], device="cpu")
+TURN = torch.tensor([k != 0 for k in range(10)], device="cpu")
 
 
 def cut_up(images, labels, generator):

@@ -36,7 +36,7 @@ def train(
     ----------
     model : nn.Module
         Trained in place; ends in eval mode, its parameters rounded to the half precision in
-        which `fit_or_load` stores them.
+        which `fit_or_load` stores them (a tensor beyond its range, 65504, stays as it is).
     images : float tensor, (N, 1, 28, 28) in [0, 1]
     labels : int tensor, (N,)
     loss : callable
@@ -59,9 +59,13 @@ def train(
 
     Raises
     ------
+    ValueError
+        If there are no images, or not one label for each.
     FloatingPointError
         If the loss is no longer finite.
     """
+    if not len(images) or len(images) != len(labels):
+        raise ValueError(f"{len(images)} images with {len(labels)} labels: give one for each")
     device = torch.device(device)
     images, labels = images.to(device), labels.to(device)
     model.to(device, memory_format=torch.channels_last).train()
@@ -70,11 +74,12 @@ def train(
     schedule = None
     if one_cycle:
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, epochs * steps)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     history = []
     for epoch in progress(range(epochs), type(model).__name__):
-        total = torch.zeros((), device=device)
-        for index in torch.randperm(len(images), generator=generator).to(device).split(batch_size):
+        total = torch.zeros((), dtype=torch.float32, device=device)
+        order = torch.randperm(len(images), generator=generator, device="cpu").to(device)
+        for index in order.split(batch_size):
             x, y = images[index], labels[index]
             if augmentation:
                 x = augmentation(x, generator)
@@ -92,8 +97,14 @@ def train(
     model.eval()
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.copy_(parameter.half())
+            parameter.copy_(to_half(parameter))
     return history
+
+
+def to_half(value):
+    """Return a tensor in half precision; as it is where a number would not be finite there."""
+    half = value.half()
+    return half if half.isfinite().all() else value
 
 
 def has_bf16(device):

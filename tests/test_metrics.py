@@ -1,6 +1,7 @@
 """ood_metrics against scikit-learn, pytorch-ood and plain loops."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from pytorch_ood.metrics import OODMetrics
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from helpers import other_defaults
 from osr.metrics import ood_metrics
 
 
@@ -153,6 +155,43 @@ def test_single_precision_scores_count_as_they_are():
     known, unknown = (generator.normal(m, 1, 500).astype(np.float32) for m in (0, 1))
     exact = ood_metrics(known.astype(np.float64), unknown.astype(np.float64))
     assert ood_metrics(known, unknown) == exact
+
+
+@pytest.mark.parametrize("kind", [bool, np.int8, np.uint64, torch.bool, torch.uint16])
+def test_truth_values_and_integers_are_scores(kind):
+    convert = torch.tensor if isinstance(kind, torch.dtype) else np.array
+    found = ood_metrics(convert([0, 0, 1, 1], dtype=kind), convert([0, 1, 1], dtype=kind))
+    assert found["auroc"] == pytest.approx((1 + 3 + 3) / 12)  # a tie counts one half
+
+
+@pytest.mark.parametrize("side", ["id_scores", "ood_scores"])
+@pytest.mark.parametrize(
+    "bad, found",
+    [
+        (torch.zeros(5, 11), "float64 (5, 11)"),
+        (np.zeros((1, 5)), "float64 (1, 5)"),
+        (np.zeros((5, 1, 1)), "float64 (5, 1, 1)"),
+        (torch.tensor(1.0), "float64 ()"),
+        (0.5, "float64 ()"),
+        (torch.ones(3, dtype=torch.complex64), "complex64 (3,)"),
+        (np.ones(3, np.complex128), "complex128 (3,)"),
+        (["1", "2"], "<U1 (2,)"),
+        ([None, 1.0], "object (2,)"),
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_what_is_no_real_number_a_sample_is_refused(side, bad, found):
+    scores = {"id_scores": np.array([1.0]), "ood_scores": np.array([1.0])} | {side: bad}
+    with pytest.raises(ValueError, match=re.escape(f"{side} are {found}: give one")) as caught:
+        ood_metrics(**scores)
+    assert "ood_score(logits)" in str(caught.value)
+
+
+def test_torchs_defaults_change_nothing():
+    known, unknown = torch.tensor([1.0, 2, 3, 4]), torch.tensor([3.0, 5])
+    expected = ood_metrics(known, unknown)
+    with other_defaults():
+        assert ood_metrics(known, unknown) == expected
 
 
 @pytest.mark.parametrize("side", ["id_scores", "ood_scores"])

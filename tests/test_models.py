@@ -1,17 +1,20 @@
 """The networks whose weights ship, and the vocabulary that they share."""
 
 import copy
+import math
+import re
 import warnings
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from scipy.spatial.distance import mahalanobis
 from sklearn.covariance import EmpiricalCovariance
 from torch.nn import functional as F
 
-from helpers import state_bytes
-from osr import contract, models, scores
+from helpers import one_batch, other_defaults, state_bytes
+from osr import contract, models, scores, shipped
 
 
 @pytest.mark.parametrize("name", models.SHIPPED)
@@ -25,6 +28,71 @@ def test_a_shipped_model_warns_of_images_of_another_range(name):
         for other in (255 * x, (x - 0.1307) / 0.3081):
             with pytest.raises(UserWarning, match="leave out Normalize"):
                 model(other)
+
+
+@pytest.mark.parametrize("low, high, warns", [
+    (-0.005, 1.005, False), (0, 1.02, True), (-0.02, 1, True), (0, 1.5, True), (-1, 1, True),
+    (0, math.inf, True),
+])  # fmt: skip
+def test_the_range_is_that_of_the_training_give_or_take_a_hundredth(low, high, warns):
+    model = models.GarbageClassifier(widths=(2, 3, 4)).eval()
+    x = torch.full((2, 1, 28, 28), 0.5)
+    x[0, 0, 0, 0], x[1, 0, 3, 5] = low, high
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model(x)
+    assert len(caught) == warns
+    assert all(f"from {x.amin():.2f} to {x.amax():.2f}," in str(w.message) for w in caught)
+
+
+RECORDERS = {
+    "export": lambda model, x: torch.export.export(model, (x,)).module(),
+    "compile": lambda model, x: torch.compile(model, fullgraph=True, backend="aot_eager"),
+    "fx": lambda model, x: torch.fx.symbolic_trace(model),
+    "trace": torch.jit.trace,
+    "vmap": lambda model, x: torch.vmap(lambda image: model(image[None])[0]),
+}
+
+
+@pytest.mark.parametrize("recorder", RECORDERS)
+@pytest.mark.parametrize("name", models.SHIPPED)
+@pytest.mark.filterwarnings("error", "ignore:`torch.jit.*deprecated")
+@torch.no_grad()
+def test_a_shipped_model_can_be_recorded_as_a_graph(built, images, name, recorder):
+    torch._dynamo.reset()
+    graph = RECORDERS[recorder](built(name), images)
+    torch.testing.assert_close(graph(images), built(name)(images), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", models.SHIPPED)
+def test_a_shipped_model_gives_its_shape_without_numbers(name):
+    with torch.device("meta"):
+        model, x = models.SHIPPED[name]().eval(), torch.empty(4, 1, 28, 28)
+    assert model(x).shape == (4, 11)
+
+
+@torch.no_grad()
+def test_a_shipped_model_runs_in_onnx_for_any_number_of_images(tmp_path):
+    model = shipped.load_model("osr_detector")
+    images = torch.rand(7, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    sizes = ({0: torch.export.Dim("images")},)
+    torch.onnx.export(
+        model, (images[:3],), tmp_path / "model.onnx", dynamic_shapes=sizes, verbose=False
+    )
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    for x in (images[:1], images):
+        (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+        np.testing.assert_allclose(found, model(x), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", models.SHIPPED)
+@torch.no_grad()
+def test_torchs_defaults_do_not_change_what_a_network_answers(built, images, name):
+    model = built(name)
+    expected = model(images), model.features(images), model.class_logits(images)
+    with other_defaults():
+        found = model(images), model.features(images), model.class_logits(images)
+    assert all(map(torch.equal, expected, found))
 
 
 # --- the vocabulary that all share ----------------------------------------------------------------
@@ -334,6 +402,34 @@ def test_fitting_the_distance_changes_the_distance_and_nothing_else(digits):
     model.fit_distance(*digits)
     changed = {name for name, content in state_bytes(model).items() if content != before[name]}
     assert changed == {"mean", "whiten"}
+
+
+def test_torchs_defaults_do_not_change_the_distance(digits):
+    model, other = unfitted(digits[0]), unfitted(digits[0])
+    model.fit_distance(*digits)
+    with other_defaults():
+        other.fit_distance(*digits)
+    assert state_bytes(model) == state_bytes(other)
+
+
+@pytest.mark.parametrize("labels, wrong", [([7], "[7]"), ([0, 3], "[0, 3]"), ([9], "[9]")])
+def test_the_distance_needs_images_of_every_digit(digits, labels, wrong):
+    model = unfitted(digits[0])
+    kept = ~torch.isin(digits[1], torch.tensor(labels))
+    before = state_bytes(model)
+    with pytest.raises(ValueError, match=f"classes {re.escape(wrong)} are missing.*of 0..9"):
+        model.fit_distance(digits[0][kept], digits[1][kept])
+    assert state_bytes(model) == before
+
+
+def test_a_detector_whose_distance_was_fitted_and_that_was_judged_can_be_trained(digits):
+    model = unfitted(digits[0])
+    model.fit_distance(*digits)
+    model.alpha.fill_(scores.calibrate_alpha_percentile(model, [digits], "cpu:0", 0.9))
+    contract.eval_model(model, one_batch(digits[1][:50], digits[0][:50]), "cpu:0")
+    assert not any(tensor.is_inference() for tensor in model.state_dict().values())
+    model(digits[0][:4]).sum().backward()
+    assert model.head.weight.grad.isfinite().all() and model.head.weight.grad.abs().sum() > 0
 
 
 def test_a_fitted_detector_can_still_be_trained(detector, digits):

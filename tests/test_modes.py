@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from helpers import one_batch
+from helpers import one_batch, other_defaults
 from osr.contract import eval_model
-from osr.modes import evaluation_mode
+from osr.modes import evaluation_mode, plain_defaults
 
 
 class Odd(nn.Module):
@@ -32,23 +32,26 @@ class AlwaysDropping(Odd):
 class Prepared(Odd):
     """Prepare a table in `eval`, without returning itself; forget it in `train`."""
 
-    table = None
+    table, prepared = None, 0
 
     def eval(self):
         super().eval()
         self.table = [3, 1, 4]
+        self.prepared += 1
 
     def train(self, mode=True):
         self.table = None
         return super().train(mode)
 
 
-class Loops(Odd):
-    """Name its loops `train` and `eval`, as hand-ins do."""
+class TrainingLoop(Odd):
+    """Have a loop that is called `train`, as hand-ins do."""
 
     def train(self, loader, epochs=3):
         raise AssertionError("trained")
 
+
+class EvaluationLoop(Odd):
     def eval(self, loader):
         raise AssertionError("evaluated")
 
@@ -94,6 +97,7 @@ def test_what_eval_prepares_is_there_and_train_undoes_it_where_it_trained():
     with evaluation_mode(model):
         assert model.table == [3, 1, 4]
     assert model.table == [3, 1, 4] and modes(model) == [False] * 3
+    assert model.prepared == 3  # the way back to eval mode asks for nothing
 
 
 def test_what_eval_prepares_is_undone_where_it_leaves_the_flag():
@@ -113,9 +117,10 @@ def test_a_part_gets_its_mode_back_by_its_own_methods():
     assert part.table == [3, 1, 4] and modes(whole) == [True, True, False, False, False, True]
 
 
+@pytest.mark.parametrize("kind", [TrainingLoop, EvaluationLoop])
 @pytest.mark.parametrize("wrap", [lambda model: model, lambda model: nn.Sequential(model)])
-def test_loops_that_are_called_train_and_eval_are_not_run(wrap):
-    model = wrap(mixed(Loops()))
+def test_loops_that_are_called_train_and_eval_are_not_run(kind, wrap):
+    model = wrap(mixed(kind()))
     before = modes(model)
     with evaluation_mode(model):
         assert not any(modes(model))
@@ -182,3 +187,20 @@ def test_modules_that_are_scripted_or_compiled_change_their_modes(change):
     with evaluation_mode(model), torch.no_grad():
         torch.testing.assert_close(model(images), images, rtol=1e-4, atol=1e-4)
     assert all(modes(model))
+
+
+def made():
+    tensor = torch.ones(2)
+    return tensor.device.type, tensor.dtype
+
+
+def test_torchs_defaults_are_set_aside_and_come_back():
+    with other_defaults():
+        with plain_defaults():
+            assert made() == ("cpu", torch.float32)
+        assert made() == ("meta", torch.float64)
+        with pytest.raises(KeyError), plain_defaults():
+            raise KeyError
+        assert made() == ("meta", torch.float64)
+        assert plain_defaults()(made)() == ("cpu", torch.float32)
+    assert made() == ("cpu", torch.float32)

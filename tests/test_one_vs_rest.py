@@ -187,7 +187,7 @@ def test_own_pictures_become_a_table_and_a_sheet(tmp_path):
     for name, grey in (("dark", 10), ("bright", 250), ("middle", 60)):
         Image.new("L", (40, 30), grey).save(tmp_path / f"{name}.png")
     (tmp_path / "broken.png").write_bytes(b"no picture")
-    rows = osr_utils.judge_pictures(answer, tmp_path, tmp_path / "out")
+    rows = osr_utils.judge_pictures(answer, tmp_path, tmp_path / "out", prepare=False)
     assert [(row["picture"], row["verdict"]) for row in rows] == [
         ("dark.png", "3"), ("middle.png", "3"), ("bright.png", "unknown"),
     ]  # fmt: skip

@@ -1,6 +1,7 @@
 """OOD scores against SciPy and plain formulas; alpha by hand."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from scipy.spatial.distance import mahalanobis as distance_of_scipy
 from scipy.special import logsumexp, softmax
 from torch import nn
 
+from helpers import other_defaults
 from osr import models, scores
 from osr.scores import calibrate_alpha_percentile
 
@@ -66,6 +68,21 @@ def test_what_needs_eleven_outputs_is_left_out_for_ten(logits):
     assert all(torch.equal(ten[name], eleven[name]) for name in ten)
 
 
+@pytest.mark.parametrize(
+    "logits, found",
+    [
+        (torch.zeros(3, 9), r"torch.float32 \(3, 9\)"),
+        (torch.zeros(3, 12), r"torch.float32 \(3, 12\)"),
+        (torch.zeros(11), r"torch.float32 \(11,\)"),
+        (torch.zeros(3, 11, 1), r"torch.float32 \(3, 11, 1\)"),
+        (torch.zeros(3, 11, dtype=torch.complex64), r"torch.complex64 \(3, 11\)"),
+    ],
+)
+def test_logits_of_other_widths_and_complex_ones_are_refused(logits, found):
+    with pytest.raises(ValueError, match=rf"expected real \(N, 10\) or \(N, 11\) .*found {found}"):
+        scores.output_scores(logits)
+
+
 # --- of features ----------------------------------------------------------------------------------
 
 
@@ -82,6 +99,36 @@ def test_mahalanobis_agrees_with_scipy(shared):
         inverse = np.linalg.inv(covariance + 1e-6 * np.eye(5))
         expected = distance_of_scipy(vector, memory[labels == k].mean(0), inverse) ** 2
         assert distance == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_mahalanobis_of_a_single_feature_is_the_square_over_the_variance(shared):
+    memory = np.array([[0.0], [2], [4], [10], [16]])  # means 2, 13; variances 4, 18
+    found = scores.mahalanobis(
+        memory, np.array([0, 0, 0, 1, 1]), np.array([[5.0], [10]]), np.array([0, 1]), shared
+    )
+    variances = [(8 + 18) / 4] * 2 if shared else [4, 18]
+    assert found == pytest.approx([9 / variances[0], 9 / variances[1]], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "labels, nearest, message",
+    [
+        ([0, 0, 2, 2], [0], r"classes \[1\] are missing.*of 0..2"),
+        ([1, 1, 2, 2], [1], r"classes \[0\] are missing"),
+        ([0, 0, 1, 1], [0, 2, 5], r"nearest holds \[2 5\], classes that are not in labels"),
+        ([0, 0, 1, 1], [-1], r"nearest holds \[-1\]"),
+        ([0, 0, 0, 1], [0], "a class of one vector .*shared=True"),
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_mahalanobis_refuses_classes_that_it_cannot_describe(labels, nearest, message):
+    memory = np.array([[0.0, 1], [1, 0], [3, 5], [4, 4]])
+    vectors, nearest = memory[: len(nearest)], np.array(nearest)
+    with pytest.raises(ValueError, match=message):
+        scores.mahalanobis(memory, np.array(labels), vectors, nearest, shared=False)
+    if "shared" in message:
+        assert scores.mahalanobis(memory, np.array(labels), vectors, nearest, shared=True) > 0
 
 
 def test_mahalanobis_tells_the_two_kinds_of_covariance_apart():
@@ -190,6 +237,51 @@ def test_vim_is_given_the_logits_of_the_ten_digits(known):
     torch.testing.assert_close((features @ weight.T + bias).float(), expected)
 
 
+def test_vim_agrees_with_the_paper(known):
+    """Half of the dimensions are principal; the layer reads the last columns of the features."""
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(200, 9)) * [5, 4, 3, 2, 1, 0.5, 1, 2, 3] + 1
+    seen = rng.normal(size=(20, 9)) * 3
+    layer = nn.Linear(4, 11)
+    labels = torch.arange(200) % 10
+    detectors = scores.fit_detectors(torch.tensor(features).float(), labels, layer)
+    weight = np.concatenate([np.zeros((10, 5)), layer.weight[:10].detach().numpy()], 1)
+    bias = layer.bias[:10].detach().numpy().astype(float)
+    origin = -np.linalg.lstsq(weight, bias)[0]
+    axes = np.linalg.svd(features - origin)[2]  # of falling variance
+
+    def residual(x):
+        return np.linalg.norm((x - origin) @ axes[4:].T, axis=1)
+
+    scale = (features @ weight.T + bias).max(1).mean() / residual(features).mean()
+    expected = scale * residual(seen) - logsumexp(seen @ weight.T + bias, 1)
+    found = detectors["vim"].predict_features(torch.tensor(seen).float())
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("missing", [0, 4])
+def test_detectors_need_features_of_every_class(missing):
+    labels = torch.arange(60) % 10
+    kept = labels != missing
+    with pytest.raises(ValueError, match=rf"classes \[{missing}\] are missing .*of 0..9"):
+        scores.fit_detectors(torch.rand(60, 4)[kept], labels[kept])
+    assert set(scores.fit_detectors(torch.rand(60, 4)[labels < 9], labels[labels < 9])) >= {"knn"}
+
+
+def test_torchs_defaults_do_not_change_the_scores(known):
+    torch.manual_seed(0)
+    model = models.GarbageClassifier(widths=(2, 3, 4))
+    expected, inputs = scores_of(model, known)
+    with torch.no_grad():
+        outputs = {name: model(x) for name, x in inputs.items()}
+    alpha = calibrate_alpha_percentile(Fixed(), FIVE, "cpu", 0.6)
+    with other_defaults():
+        found = scores.all_scores(model, outputs, known, inputs)
+        assert calibrate_alpha_percentile(Fixed(), FIVE, "cpu", 0.6) == alpha
+    for name, values in expected.items():
+        assert all(torch.equal(found[name][key], value) for key, value in values.items())
+
+
 # --- alpha ----------------------------------------------------------------------------------------
 
 
@@ -255,6 +347,31 @@ def test_a_percentile_out_of_range_is_refused(percentile):
 def test_calibration_without_images_is_refused():
     with pytest.raises(ValueError, match="calibration loader is empty"):
         calibrate_alpha_percentile(Fixed(), [], "cpu", 0.5)
+
+
+@pytest.mark.parametrize(
+    "change", [lambda x: x, lambda x: [x], lambda x: (x, None, 3)], ids=["images", "list", "tuple"]
+)
+def test_a_batch_is_the_images_or_begins_with_them(change):
+    largest, error = torch.tensor([5.0, 1, 3, 2, 4]), torch.full((5,), 0.5)
+    images = torch.stack([largest, error], 1)
+    found = calibrate_alpha_percentile(Fixed(), [*map(change, images.split(2))], "cpu", 0.5)
+    assert found == pytest.approx(6)
+
+
+@pytest.mark.parametrize("batch, kind", [({"image": 1}, "dict"), ([np.zeros((2, 2))], "ndarray")])
+def test_a_batch_without_images_is_refused(batch, kind):
+    with pytest.raises(ValueError, match=f"images are a {kind}, not a tensor"):
+        calibrate_alpha_percentile(Fixed(), [batch], "cpu", 0.5)
+
+
+@pytest.mark.parametrize("logits, error", [((3, 10), (3, 1)), ((3, 11), (3,)), ((2, 10), (2,))])
+def test_logits_and_errors_of_other_shapes_are_refused(logits, error):
+    model = Fixed()
+    model.logits_and_error = lambda x: (torch.ones(logits), torch.ones(error))
+    found = f"gives {[logits, error]}: return (3, 10) and (3,)"
+    with pytest.raises(ValueError, match=re.escape(found)):
+        calibrate_alpha_percentile(model, [torch.zeros(3, 2)], "cpu", 0.5)
 
 
 @pytest.mark.parametrize("value", [-1.0, 0.0, math.nan, math.inf])

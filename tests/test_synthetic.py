@@ -1,8 +1,11 @@
 """Generated pictures: the families, the pool, the attractors against a plain loop."""
 
+import runpy
+
 import pytest
 import torch
 
+from helpers import other_defaults
 from osr import synthetic
 
 FAMILIES = [*synthetic.FAMILIES]
@@ -59,6 +62,13 @@ def test_changed_digits_are_pictures_of_the_seed_and_leave_the_digits_alone(digi
     assert_pictures(found, 60)
     assert torch.equal(x, before) and not (found == x).flatten(1).all(1).any()
     assert torch.equal(change(x, y, seeded()), found)
+
+
+def test_the_tables_of_the_pictures_do_not_follow_torchs_defaults():
+    with other_defaults():
+        other = runpy.run_path(synthetic.__file__)
+    for name in ("PIXEL", "GRID", "MIRROR", "TURN"):
+        assert torch.equal(other[name], getattr(synthetic, name))
 
 
 def test_no_cut_up_digit_is_a_digit_turned_into_another(digits):

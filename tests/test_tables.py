@@ -1,5 +1,7 @@
 """Result rows as text."""
 
+import csv
+
 import numpy as np
 import pytest
 
@@ -109,3 +111,12 @@ def test_a_table_shows_the_stored_value_where_a_value_agrees(repository, monkeyp
 @pytest.mark.parametrize("rows, seed", [({}, 0), ([], None), ([row(seed=1)], 0)])
 def test_a_table_of_nothing_says_so(rows, seed):
     assert format_rows(rows, seed) == "nothing was computed here"
+
+
+def test_a_spreadsheet_runs_nothing_of_a_table(tmp_path):
+    risky = ["=1+1.png", "+a.png", "-a.png", "@a.png", "\ta.png", "\ra.png", "a=b.png"]
+    tables.write_csv(tmp_path / "a.csv", [{"picture": name, "ood_score": -1.5} for name in risky])
+    with open(tmp_path / "a.csv", encoding="utf-8", newline="") as file:
+        found = [*csv.DictReader(file)]
+    assert [row["picture"] for row in found] == [*(f"'{name}" for name in risky[:-1]), "a=b.png"]
+    assert {row["ood_score"] for row in found} == {"-1.5"}  # a number stays one

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from helpers import state_bytes
+from helpers import other_defaults, state_bytes
 from osr import training
 from osr.images import augment
 
@@ -154,6 +154,58 @@ def test_a_loss_that_is_not_finite_stops_the_training(value):
     with pytest.raises(FloatingPointError, match=r"the loss is (nan|inf) in epoch 1; lower lr"):
         fit(loss=loss)
     assert len(calls) == 8
+
+
+@pytest.mark.parametrize("images, labels", [(4, 5), (5, 4), (0, 0), (3, 0)])
+def test_training_needs_a_label_for_each_image(images, labels):
+    with pytest.raises(ValueError, match=f"{images} images with {labels} labels"):
+        training.train(
+            nn.Linear(1, 1), torch.zeros(images, 1), torch.zeros(labels), None, epochs=1, seed=0
+        )
+
+
+@pytest.mark.parametrize("options", [{}, {"one_cycle": True, "augmentation": augment}])
+def test_torchs_defaults_do_not_change_the_training(options):
+    torch.manual_seed(0)
+    models = [nn.Sequential(nn.Flatten(), nn.Linear(784, 11)) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    data, options = tiny_data(), {"epochs": 2, "seed": 0, "batch_size": 16} | options
+    history = training.train(models[0], *data, cross_entropy, **options)
+    with other_defaults():
+        assert training.train(models[1], *data, cross_entropy, **options) == history
+    assert state_bytes(models[0]) == state_bytes(models[1])
+
+
+LARGEST = 65504  # of the numbers in half precision
+
+
+@pytest.mark.parametrize(
+    "values", [[1e5, 0.1], [-7e4, 0.1], [65520.0, 0.1], [math.inf, 0.1], [math.nan, 0.1]]
+)
+def test_what_does_not_fit_into_half_precision_stays_as_it_is(values):
+    found = training.to_half(torch.tensor(values))
+    assert found.dtype == torch.float32
+    np.testing.assert_array_equal(found, np.array(values, np.float32))
+
+
+@pytest.mark.parametrize("values", [[LARGEST, -LARGEST], [65519.0, 1e-9], [0.1], []])
+def test_what_fits_into_half_precision_is_rounded_to_it(values):
+    found = training.to_half(torch.tensor(values))
+    assert found.dtype == torch.float16
+    np.testing.assert_array_equal(found, np.array(values, np.float32).astype(np.float16))
+
+
+def test_a_trained_weight_beyond_half_precision_stays_finite():
+    model = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1))
+    with torch.no_grad():
+        model[0].weight.fill_(1e5)
+        model[1].weight.fill_(0.1)
+    training.train(
+        model, torch.zeros(4, 1), torch.zeros(4), lambda model, x, y: model(x).sum() * 0,
+        epochs=1, seed=0,
+    )  # fmt: skip
+    assert model[0].weight.item() == 1e5
+    assert model[1].weight.item() == np.float16(0.1)
 
 
 def test_training_without_a_bar_prints_nothing(capfd):
