@@ -28,6 +28,7 @@ def clone(repository, monkeypatch):
     monkeypatch.setattr(run_notebooks, "ROOT", repository)
     monkeypatch.setattr(run_notebooks, "OSR_ROOT", repository)
     monkeypatch.setenv("OSR_PROFILE", "full")  # which `main` sets: so it is taken back afterwards
+    monkeypatch.setattr(run_notebooks.signal, "signal", lambda *_: None)  # the tests keep theirs
     (repository / "notebooks").mkdir()
     for name in ("03_test", "07_test", "template"):
         (repository / f"notebooks/{name}.ipynb").touch()

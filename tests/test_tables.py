@@ -7,7 +7,7 @@ import pytest
 
 from helpers import row, some_rows, store_rows
 from osr.results import select_rows
-from osr.tables import format_rows, mean_and_deviation
+from osr.tables import format_rows, mean_and_deviation, write_csv
 
 pytestmark = pytest.mark.usefixtures("sandbox")
 
@@ -115,7 +115,7 @@ def test_a_table_of_nothing_says_so(rows, seed):
 
 def test_a_spreadsheet_runs_nothing_of_a_table(tmp_path):
     risky = ["=1+1.png", "+a.png", "-a.png", "@a.png", "\ta.png", "\ra.png", "a=b.png"]
-    tables.write_csv(tmp_path / "a.csv", [{"picture": name, "ood_score": -1.5} for name in risky])
+    write_csv(tmp_path / "a.csv", [{"picture": name, "ood_score": -1.5} for name in risky])
     with open(tmp_path / "a.csv", encoding="utf-8", newline="") as file:
         found = [*csv.DictReader(file)]
     assert [row["picture"] for row in found] == [*(f"'{name}" for name in risky[:-1]), "a=b.png"]
