@@ -268,11 +268,13 @@ def test_small_parts_of_a_drawing_are_no_dust():
         (painted(seven()), ["inverted"]),
         (painted(seven(), (255, 255, 255), (0, 0, 0)), []),
         (painted(seven(), canvas=(300, 300), corner=(150, 0)), ["inverted", "cropped"]),
+        (painted(np.roll(seven(), -20, 0)), ["inverted", "cropped"]),  # near the upper edge
         (transparent(seven(), (0, 0, 0)), ["inverted"]),
         (Image.new("L", (50, 40), 255), ["blank"]),
         (Image.new("RGBA", (50, 40)), ["blank"]),
         (Image.new("L", (1, 1)), ["blank"]),
         (worse(Image.new("RGB", (300, 200), (220, 215, 205))), ["blank"]),
+        (Image.fromarray(np.uint8(np.random.default_rng(0).normal(190, 15, (60, 60)))), ["blank"]),
     ],
 )
 def test_what_was_done_is_said(picture, expected):

@@ -23,7 +23,7 @@ def stroke(ink=0, paper=255, size=(60, 60)):
     return picture
 
 
-def test_pictures_of_any_size_and_mode_become_model_input(tmp_path):
+def test_pictures_of_any_size_and_mode_become_model_input(tmp_path, capsys):
     colours = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
     picture = Image.fromarray(colours)
     for mode, name in (("RGB", "a.png"), ("L", "b.bmp"), ("1", "c.png"), ("P", "d.gif")):
@@ -34,6 +34,7 @@ def test_pictures_of_any_size_and_mode_become_model_input(tmp_path):
     (tmp_path / ".DS_Store").write_text("of the system")
     images, names = pictures.load_pictures(tmp_path, prepare=False)
     assert names == ["a.png", "b.bmp", "c.png", "d.gif", "e.png", "f.png"]
+    assert capsys.readouterr().out == ""
     assert images.shape == (6, 1, 28, 28) and images.dtype == torch.float32
     assert torch.equal(images[:1], to_model_input(colours[None]))
     assert images[4].mean() == pytest.approx(40_000 / 65_535, abs=0.01)
