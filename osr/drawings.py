@@ -8,7 +8,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 MOST_PIXELS = 50_000_000  # of a picture that is decoded: 200 MB
 SIDE = 256  # pixels of the longer side at which ink is looked for
 FAINTEST = 0.06  # contrast of ink to paper, as a share of white, below which a picture is blank
-CLEAREST = 4  # standard deviations of the paper that ink must be away from it, else it is blank
+NOISE = 3  # standard deviations of the paper that ink must be away from it, else it is blank
 SPECK = 0.015  # a part of the ink smaller than this share of the largest is dust
 THIN = 2.0  # pixels: a stroke thinner than this, once the ink is 20 pixels long, is thickened
 
@@ -131,7 +131,7 @@ def _ink(picture):
     rgba = np.asarray(picture) / 255
     colour, seen = rgba[..., :3], rgba[..., 3]
     if seen.min() < 0.5 and _is_stroke(seen > 0.5, colour):
-        ink, dark = seen, (seen[..., None] * (colour - 0.5)).sum() < 0
+        ink, dark, noise = seen, (seen[..., None] * (colour - 0.5)).sum() < 0, 0
     else:
         paper = np.median(colour[seen > 0.5], 0)
         colour = paper + (colour - paper) * seen[..., None]
@@ -139,7 +139,8 @@ def _ink(picture):
         light, shade = away.max(2).clip(0, 1), (-away).max(2).clip(0, 1)
         dark = (shade**3).sum() > (light**3).sum()  # the stronger of the two is the ink
         ink = shade if dark else light
-    border = _border(ink)
+        noise = np.quantile(abs(away).max(2), 0.25) / 0.32  # of a normal distribution, its spread
+    border = _border(ink, max(FAINTEST, NOISE * noise))
     if border is None:
         return np.zeros_like(ink), bool(dark)
     strong = ink > border
@@ -181,8 +182,8 @@ def _paper(colour):
     return basis @ weights
 
 
-def _border(ink):
-    """Return the value that parts ink from paper best (Otsu 1979), or None where there is none."""
+def _border(ink, least):
+    """Return the value that parts ink from paper best (Otsu 1979), or None: too little contrast."""
     counts, edges = np.histogram(ink, 128, (0, 1))
     total = counts * (edges[1:] + edges[:-1]) / 2
     n, mass = np.cumsum(counts)[:-1], np.cumsum(total)[:-1]  # of the paper, for each border
@@ -190,10 +191,9 @@ def _border(ink):
     between = (mass - share * total.sum()) ** 2 / (share * (1 - share)).clip(1e-9)
     border = edges[1:-1][between.argmax()]
     paper, inked = ink[ink < border], ink[ink >= border]
-    if not len(paper) or not len(inked):
-        return None
-    contrast = inked.mean() - paper.mean()
-    return border if contrast > max(FAINTEST, CLEAREST * paper.std()) else None
+    if len(paper) and len(inked) and inked.mean() - paper.mean() > least:
+        return border
+    return None
 
 
 def _box(ink):
