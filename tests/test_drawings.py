@@ -287,14 +287,15 @@ def test_digits_drawn_in_many_ways_are_read_and_other_drawings_stay_unknown():
     model, wrong = osr_utils.load_model("osr_detector"), {}
     found = {name: osr_utils.load_images(name, "test") for name in ("uci_digits", "letters")}
     digits = found["uci_digits"].images[:20] / 255
-    for way, paint in WAYS.items():
+    hardest = ("red pen", "corner", "photograph", "black on nothing", "bilevel", "dusty")
+    for way, paint in ((way, WAYS[way]) for way in hardest):
         pictures = [paint(ndimage.zoom(digit, 5, order=1).clip(0, 1)) for digit in digits]
         x = osr_utils.to_model_input(np.stack([prepare_drawing(p)[0] for p in pictures]))
         said = osr_utils.predict(model, x).argmax(1)
         wrong[way] = int((said != torch.tensor(found["uci_digits"].labels[:20])).sum())
-    assert max(wrong.values()) <= 5 and sum(wrong.values()) <= 2.5 * len(WAYS), wrong
-    letters = [Image.fromarray(255 - letter) for letter in found["letters"].images[:200]]
-    plain = osr_utils.to_model_input(found["letters"].images[:200])
+    assert max(wrong.values()) <= 5 and sum(wrong.values()) <= 2.5 * len(wrong), wrong
+    letters = [Image.fromarray(255 - letter) for letter in found["letters"].images[:100]]
+    plain = osr_utils.to_model_input(found["letters"].images[:100])
     x = osr_utils.to_model_input(np.stack([prepare_drawing(p)[0] for p in letters]))
     before, after = (osr_utils.ood_score(osr_utils.predict(model, y)) > 0 for y in (plain, x))
     assert after.float().mean() > before.float().mean() - 0.05
