@@ -139,7 +139,7 @@ def _ink(picture):
         light, shade = away.max(2).clip(0, 1), (-away).max(2).clip(0, 1)
         dark = (shade**3).sum() > (light**3).sum()  # the stronger of the two is the ink
         ink = shade if dark else light
-        noise = np.quantile(abs(away).max(2), 0.25) / 0.32  # of a normal distribution, its spread
+        noise = _noise(away.mean(2))
     border = _border(ink, max(FAINTEST, NOISE * noise))
     if border is None:
         return np.zeros_like(ink), bool(dark)
@@ -180,6 +180,15 @@ def _paper(colour):
         if use.sum() < 9:
             return start
     return basis @ weights
+
+
+def _noise(away):
+    """Return the spread of noise, if it is normal: the smaller of two guesses, as ink raises both.
+
+    From the points nearest to the paper's colour, and from neighbours.
+    """
+    apart = np.median(abs(np.diff(away, axis=1))) if away.shape[1] > 1 else 0
+    return min(np.quantile(abs(away), 0.1) / 0.126, apart / 0.954)
 
 
 def _border(ink, least):

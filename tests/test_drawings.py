@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 from scipy import ndimage
+from sklearn.datasets import load_digits
 
 import osr_utils
 from osr.drawings import MOST_PIXELS, open_picture, prepare_drawing, read_picture
@@ -299,3 +300,14 @@ def test_digits_drawn_in_many_ways_are_read_and_other_drawings_stay_unknown():
     x = osr_utils.to_model_input(np.stack([prepare_drawing(p)[0] for p in letters]))
     before, after = (osr_utils.ood_score(osr_utils.predict(model, y)) > 0 for y in (plain, x))
     assert after.float().mean() > before.float().mean() - 0.05
+
+
+def test_neither_noise_nor_ink_that_fills_the_picture_hides_a_drawing():
+    rng, pencil = np.random.default_rng(0), painted(seven(), (190, 190, 190), (235, 235, 235))
+    noisy = np.asarray(pencil) + rng.normal(0, 5, (140, 140, 3))
+    tight = Image.new("L", (40, 100), 255)
+    ImageDraw.Draw(tight).rectangle((4, 0, 36, 100), fill=0)  # of a one, cut out closely
+    for picture in (Image.fromarray(noisy.round().astype(np.uint8)), tight):
+        assert prepare_drawing(picture)[1][0] == "inverted"
+    for digit in load_digits().images[:30]:  # 8 x 8, and cut out closely
+        assert prepare_drawing(Image.fromarray(np.uint8(digit * 15)))[1] != ["blank"]
