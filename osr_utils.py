@@ -35,7 +35,6 @@ from osr.contract import (
     OOD_LABEL,
     CombinedDataset,
     eval_model,
-    evaluation_mode,
     ood_score,
     predict,
 )
@@ -67,6 +66,7 @@ from osr.models import (
     MultitaskAutoencoder,
     OpenSetDetector,
 )
+from osr.modes import evaluation_mode
 from osr.own_sets import register
 from osr.paths import (
     ROOT,

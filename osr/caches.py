@@ -73,10 +73,13 @@ def read_arrays(path):
     it from being read here, though it may be whole.
     """
     try:
+        with open(path, "rb") as file:
+            if file.read(2) != b"PK":  # numpy would recommend to read it as a pickle
+                raise ValueError("it does not begin as a .npz file")
         with np.load(path, allow_pickle=False) as file:
             problem = _kind_problem(*(_announced(file, key) for key in ("images", "labels")))
             if "note" in file and file.zip.getinfo("note.npy").file_size > 100_000:
-                problem = "its note is longer than any note"
+                problem = "its note has more than 100,000 bytes"
             if not problem:
                 note = one_line(str(file["note"])) if "note" in file else ""
                 return file["images"], file["labels"].astype(np.int64), note

@@ -58,7 +58,7 @@ def load_weights(model, path):
     log = {key[len(LOG) :]: tensors.pop(key) for key in list(tensors) if key.startswith(LOG)}
     floats = [key for key, value in tensors.items() if value.is_floating_point()]
     tensors |= {key: tensors[key].float() for key in floats}
-    with _reading(path, f"does not fit {type(model).__name__}"):
+    with _reading(path, f"does not fit {type(model).__name__}, which may be another network"):
         model.load_state_dict(tensors)
     model.checkpoint, model.log = path.stem, log
     model.to("cpu", memory_format=torch.channels_last)  # which is twice as fast there
@@ -66,7 +66,7 @@ def load_weights(model, path):
 
 
 def read_tensors(path):
-    """Return the tensors of a file by name, certain to be those that were stored."""
+    """Return the tensors of a file by name, checked against their sum where the file has one."""
     with _reading(path), safe_open(path, "pt") as file:
         tensors, told = file.get_tensors(), file.metadata() or {}  # as of another program
         ours = any(key == "meta" or text.startswith('{"config":') for key, text in told.items())

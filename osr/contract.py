@@ -96,7 +96,7 @@ def eval_model(model, data_loader, device):
         for batch in data_loader:
             if not isinstance(batch, list | tuple) or len(batch) != 2:
                 raise ValueError(f"the loader gives a {type(batch).__name__}, not (images, labels)")
-            images, labels = check_images(batch[0]).to(device), _check_labels(batch[1])
+            images, labels = check_tensor(batch[0]).to(device), _check_labels(batch[1])
             if len(images) != len(labels):
                 raise ValueError(f"the loader gives {len(images)} images with {len(labels)} labels")
             try:
@@ -162,7 +162,7 @@ def predict(function, images, batch_size=250):
     return joined if isinstance(output, tuple) else joined[0]
 
 
-def check_images(images):
+def check_tensor(images):
     """Return images; a ValueError says so if they are no tensor."""
     if not isinstance(images, torch.Tensor):
         raise ValueError(

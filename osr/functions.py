@@ -26,9 +26,10 @@ _read = {}  # id of a code -> the code, and its text: finding a source takes a t
 def source_digests(*start):
     """Return {name: five digits of a digest} of functions, and of the functions that they call.
 
-    Followed is what stands in the notebook, or in a module of your own: classes, what an object
-    or a container holds and what an argument is by default included; not the rooms of `osr`, nor
-    libraries. Comments, docstrings and layout do not count, and neither do the values of constants.
+    It follows what stands in your notebook or your own modules: classes, what an object or a
+    container holds and what an argument is by default included; not the rooms of `osr`, nor
+    libraries. Comments, docstrings and layout do not count, nor do the values of constants; of a
+    lambda the statement around it counts.
     """
     return {
         name: digest(sorted(_plain(_code(function)) for function in functions))[:5]

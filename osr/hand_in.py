@@ -78,8 +78,8 @@ def run_apart(path, images, size, device, seconds, stop):
             shutil.copytree(folder, root, symlinks=True, ignore=_not_copied)
         else:
             root.mkdir()
-            for path in companions(file):
-                shutil.copy(path, root)
+            for part in companions(file):
+                shutil.copy(part, root)
         arguments = [str(copy), str(root) if folder else "", str(device), str(size)]
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "osr.hand_in", *arguments],

@@ -26,16 +26,7 @@ def to_model_input(images, device="cpu"):
     ValueError
         If the dtype or the shape is another one, or it may be one picture, channels first.
     """
-    images = np.asarray(images)
-    if images.ndim == 4 and images.shape[3] == 1:
-        images = images[..., 0]
-    elif images.ndim == 3 and len(images) == 3 and images.shape[1:] != (28, 28):
-        raise ValueError(
-            f"{images.shape} may be three grey pictures or one in colour: give those as "
-            "pictures[..., None], this one as picture.transpose(1, 2, 0)[None]"
-        )
-    if problem := shape_problem(images):
-        raise ValueError(problem)
+    images = decoded(images)
     grey = images.ndim == 3
     out = torch.empty(len(images), 1, 28, 28, dtype=torch.float32, device=device)
     for start in range(0, len(images), 4096):  # bounds the memory of the float copies
@@ -47,16 +38,40 @@ def to_model_input(images, device="cpu"):
     return out
 
 
+def decoded(images):
+    """Return pictures as a uint8 array, (N, H, W) or (N, H, W, 3); a ValueError says what else.
+
+    Three pictures that may be the channels of one are refused, but for those of MNIST's size.
+    """
+    images = np.asarray(images)
+    if images.ndim == 4 and images.shape[3] == 1:
+        images = images[..., 0]
+    elif images.ndim == 3 and len(images) == 3 and images.shape[1:] != (28, 28):
+        raise ValueError(
+            f"{images.shape} may be three grey pictures or one in colour: give those as "
+            "pictures[..., None], this one as picture.transpose(1, 2, 0)[None]"
+        )
+    if problem := shape_problem(images):
+        raise ValueError(problem)
+    return images
+
+
 def shape_problem(images):
     """Return what is wrong with an array as decoded images, "" if nothing is."""
-    right = images.ndim in (3, 4) and images.shape[3:] in ((), (3,)) and 0 not in images.shape[1:3]
-    one = images.ndim == 2 or (images.ndim == 3 and images.shape[2] <= 4)  # (H, W, 3), not H of 1x3
-    if right and not one and images.dtype == np.uint8:
+    hints = ["scale to 0..255 and end with .astype('uint8')"] * (images.dtype != np.uint8)
+    if images.ndim == 2 or (images.ndim == 3 and images.shape[2] <= 4):  # (H, W, 3), not H of 1x3
+        hints.append("give one picture as picture[None]")
+    elif images.ndim == 4 and images.shape[3] == 4:
+        hints.append("leave the alpha channel out, [..., :3]")
+    elif images.ndim not in (3, 4) or images.shape[3:] not in ((), (3,)):
+        hints.append("put the colour channel last")
+    elif 0 in images.shape[1:3]:
+        hints.append("give pictures that have pixels")
+    if not hints:
         return ""
-    hint = "give one picture as picture[None]" if one else "put the colour channel last"
     return (
         f"expected uint8 images of shape (N, H, W) or (N, H, W, 3), found {images.dtype} "
-        f"{images.shape}; scale to 0..255, {hint}"
+        f"{images.shape}; {', '.join(hints)}"
     )
 
 

@@ -1,9 +1,8 @@
-"""The networks whose weights ship, and the one vocabulary that they share.
+"""The networks whose weights ship; one vocabulary for x, float (N, 1, 28, 28) in [0, 1].
 
 ``forward(x)`` gives the contract's (N, 11) outputs (`DigitClassifier`: ten), ``features(x)`` (N, D)
-for the detectors of `osr.scores`, ``class_logits(x)`` the (N, 10) logits as training left them;
-``last_layer`` is the linear layer that reads the last columns of the features, or None.
-All take float (N, 1, 28, 28) in [0, 1], `GarbageClassifier` other channels and sides as well.
+for the detectors of `osr.scores`, ``class_logits(x)`` the (N, 10) logits as training left them,
+``last_layer`` the linear layer that reads the last columns of the features, or None.
 """
 
 import warnings
@@ -14,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from osr.contract import check_classes, evaluation_mode, predict
+from osr.contract import check_classes, predict
+from osr.modes import evaluation_mode
 
 
 class MultitaskAutoencoder(nn.Module):

@@ -127,7 +127,7 @@ def progress(iterable, description, total=None):
 
 
 def safe_name(name):
-    """Return a name that is to be a file's; a ValueError where it is none on every system."""
+    """Return a name that is to be a file's; a ValueError where some system could not use it."""
     if (
         not isinstance(name, str)
         or not 0 < len(name.encode(errors="replace")) <= 200  # with room for a suffix
@@ -137,7 +137,7 @@ def safe_name(name):
     ):
         raise ValueError(
             f"{name!r} cannot name a file everywhere: give a short text of letters, digits, "
-            "underscores and hyphens, without a folder"
+            "underscores and hyphens, without a folder, and none of Windows' own (con, aux, nul)"
         )
     return name
 

@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from osr.contract import OOD_LABEL, evaluation_mode, ood_score, predict, verdicts
+from osr.contract import OOD_LABEL, ood_score, predict, verdicts
 from osr.drawings import on_black, open_picture, prepare_drawing
 from osr.figures import COLORS, PAGE_WIDTH
-from osr.images import to_model_input
+from osr.images import decoded, to_model_input
+from osr.modes import evaluation_mode
 from osr.paths import atomic_path, progress
 from osr.shipped import load_model
 from osr.tables import write_csv
@@ -25,8 +26,8 @@ def load_pictures(pictures, prepare=True):
 
     Parameters
     ----------
-    pictures : str or Path, or list of str, Path or PIL image
-        A folder, a file, or several.
+    pictures : str, Path or PIL image, or a list of these
+        A folder, a file or an image; or several of the latter two.
     prepare : bool
         Bring drawings and photographs of them into MNIST's form, see
         `osr.drawings.prepare_drawing`: ink on paper becomes white on black, cropped and centred.
@@ -66,9 +67,10 @@ def load_pictures(pictures, prepare=True):
     if broken:
         print(f"{len(broken)} of {len(sources)} cannot be read: {_first(broken)}")
     if not images:
+        where = f" in {pictures}" if isinstance(pictures, str | Path) else ""
         raise ValueError(
-            f"no readable picture in {pictures}: put files such as .png or .jpg there (not in "
-            "folders below it)"
+            f"no readable picture{where}: give files such as .png or .jpg (those in folders below "
+            "are not looked for)"
         )
     if prepare:
         blank = f" ({_first(seen['blank'])})" if seen["blank"] else ""
@@ -82,29 +84,28 @@ def load_pictures(pictures, prepare=True):
 
 def _sources(pictures):
     """Return [(name, path or PIL image)]."""
-    if isinstance(pictures, str | Path):
-        place = Path(pictures)
-        if not place.exists() or not str(pictures):
-            raise FileNotFoundError(
-                f"{str(pictures)!r} is not a folder, nor a file: give the one that holds the "
-                "pictures"
-            )
-        pictures = [place]
-        if place.is_dir():
-            paths = (path for path in place.iterdir() if path.is_file())
+    if isinstance(pictures, str | Path | Image.Image):
+        pictures = [pictures]
+        if isinstance(pictures[0], str | Path) and Path(pictures[0]).is_dir() and pictures[0]:
+            paths = (path for path in Path(pictures[0]).iterdir() if path.is_file())
             pictures = sorted(path for path in paths if not path.name.startswith("."))
     sources = []
     for i, picture in enumerate(pictures):
         if isinstance(picture, Image.Image):
             sources.append((str(i), picture))
-        elif isinstance(picture, str | Path):
-            name = Path(picture).name.encode("utf-8", "replace").decode()  # of any bytes
-            sources.append((name, Path(picture)))
-        else:
+        elif not isinstance(picture, str | Path):
             raise ValueError(
                 f"picture {i} is a {type(picture).__name__}: give files or PIL images, or one "
                 "array of pictures (N, H, W)"
             )
+        elif not str(picture) or not Path(picture).exists():
+            raise FileNotFoundError(
+                f"{str(picture)!r} is not a folder, nor a file: give the one that holds the "
+                "pictures"
+            )
+        else:
+            name = Path(picture).name.encode("utf-8", "replace").decode()  # of any bytes
+            sources.append((name, Path(picture)))
     return sources
 
 
@@ -120,7 +121,7 @@ def judge_pictures(model, pictures, output, device="cpu", prepare=None):
     ----------
     model : callable or str
         (N, 1, 28, 28) in [0, 1] -> (N, 11) scores, or the name of a shipped model.
-    pictures : str or Path, list of str, Path or PIL image, or uint8 array (N, H, W) or (N, H, W, 3)
+    pictures : str, Path or PIL image, a list of these, or uint8 array (N, H, W) or (N, H, W, 3)
         A folder, files or images, see `load_pictures`, or decoded pictures, see `to_model_input`.
     output : str or Path
         The folder that receives ``scores.csv`` and ``contact_sheet.png``, which shows what the
@@ -152,7 +153,7 @@ def judge_pictures(model, pictures, output, device="cpu", prepare=None):
         raise ValueError(f"{model.__name__} is a class: give a model, {model.__name__}()")
     array = isinstance(pictures, np.ndarray | torch.Tensor)
     if array and prepare:
-        pictures, array = [Image.fromarray(np.asarray(picture)) for picture in pictures], False
+        pictures, array = [Image.fromarray(picture) for picture in decoded(pictures)], False
     if array:
         images = to_model_input(pictures)
         names = [str(i) for i in range(len(images))]

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from osr.contract import OOD_LABEL, check_classes, check_images, evaluation_mode, ood_score, predict
-from osr.modes import plain_defaults
+from osr.contract import OOD_LABEL, check_classes, check_tensor, ood_score, predict
+from osr.modes import evaluation_mode, plain_defaults
 
 
 def uncertainty_estimate(logits):
@@ -104,7 +104,7 @@ def mahalanobis(memory, labels, vectors, nearest, shared):
     """
     check_classes(labels, labels.max() + 1)
     if len(strange := np.setdiff1d(nearest, labels)):
-        raise ValueError(f"nearest holds {strange}, classes that are not in labels")
+        raise ValueError(f"nearest holds {strange}, which labels do not: give classes of labels")
     if not shared and np.bincount(labels).min() < 2:
         raise ValueError("a class of one vector has no covariance of its own: give shared=True")
     means = np.stack([memory[labels == k].mean(0) for k in range(labels.max() + 1)])
@@ -224,7 +224,8 @@ def calibrate_alpha_percentile(model, loader, device, percentile):
     Raises
     ------
     ValueError
-        If the loader is empty, p or a shape is a wrong one, or alpha is not finite and positive.
+        If the loader is empty or gives no images, `percentile` is not in 0..1, `logits_and_error`
+        returns other shapes, or alpha is not finite and positive.
     """
     if not 0 <= percentile <= 1:
         raise ValueError(f"percentile is {percentile}: give the share to keep known, 0..1")
@@ -232,7 +233,7 @@ def calibrate_alpha_percentile(model, loader, device, percentile):
     ratios = []
     with evaluation_mode(model), torch.no_grad():
         for batch in loader:
-            images = check_images(batch[0] if isinstance(batch, list | tuple) else batch)
+            images = check_tensor(batch[0] if isinstance(batch, list | tuple) else batch)
             logits, error = model.logits_and_error(images.to(device))
             n, found = len(images), [tuple(part.shape) for part in (logits, error)]
             if found != [(n, 10), (n,)]:

@@ -67,7 +67,7 @@ def find_weights(name, seed=0):
     Raises
     ------
     FileNotFoundError
-        If there are none.
+        If there are none, or several that ship.
     """
     own = own_weights()
     folder = checkpoint_dir() if own else shipped_dir()
@@ -75,7 +75,7 @@ def find_weights(name, seed=0):
     if own and found:
         return max(found, key=lambda path: path.stat().st_mtime_ns)
     if len(found) != 1:
-        way_out = "train it first (`make demo`)"
+        way_out = f"train it first (`make {'demo' if profile() == 'demo' else 'retrain'}`)"
         if found:
             way_out = f"keep one of {', '.join(path.name for path in found)}"
         elif not own:

@@ -25,8 +25,9 @@ def judge_submissions(folder, loader, device, seconds=600, output=None):
     images alone, shuffled; what it returns is scored here. So one that is broken, never ends,
     changes the settings of torch or writes files does not touch the others, and none finds the
     labels among its own things. At its end, or when it is stopped, the processes that it has
-    started are ended as well. This is no protection against malice: code that looks for your
-    files, or for other processes, finds them. Judge only what you would run.
+    started are ended as well, unless they have left its process group. This is no protection
+    against malice: code that looks for your files, or for other processes, finds them. Judge only
+    what you would run.
 
     Parameters
     ----------
@@ -63,7 +64,9 @@ def judge_submissions(folder, loader, device, seconds=600, output=None):
         raise FileNotFoundError(f"{shown} is not a folder: give the one that holds the submissions")
     hand_ins = _hand_ins(Path(folder))
     if not hand_ins:
-        raise FileNotFoundError(f"no submission in {folder}: put <name>.py files there")
+        raise FileNotFoundError(
+            f"no submission in {folder}: put a <name>.py there for each, or a folder with one"
+        )
     if output is not None:
         output = Path(output).resolve()
         if any(path.exists() and path.samefile(folder) for path in (output, *output.parents)):

@@ -23,7 +23,7 @@ from osr.paths import (
 )  # fmt: skip
 
 SHOWN = 3  # lines printed by the calls of a sweep
-DIED = "its process died: killed, out of memory, or a crash of a library that it calls"
+DIED = "its process died: killed, out of memory, or a library crashed; try it alone, and smaller"
 
 
 def run_sweep(function, configs, arrays):

@@ -65,7 +65,7 @@ def train(
         If the loss is no longer finite.
     """
     if not len(images) or len(images) != len(labels):
-        raise ValueError(f"{len(images)} images with {len(labels)} labels: give one for each")
+        raise ValueError(f"{len(images)} images, {len(labels)} labels: give images, a label each")
     device = torch.device(device)
     images, labels = images.to(device), labels.to(device)
     model.to(device, memory_format=torch.channels_last).train()

@@ -101,7 +101,8 @@ def fit_or_load(name, config, train, *, build, data, note=""):
     if broken:
         raise FloatingPointError(
             f"{name}: the training diverged, NaN or infinity in {', '.join(broken[:3])}"
-            f"{' and others' * (len(broken) > 3)}; nothing is stored. Lower the learning rate"
+            f"{' and others' * (len(broken) > 3)}; nothing is stored. Lower the learning "
+            "rate, or keep infinity out of buffers"
         )
     meta = {"name": name, "config": config, "data": sums, "source": code}
     meta["trained"] = {

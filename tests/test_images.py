@@ -61,18 +61,19 @@ def test_no_images_give_no_input():
 
 
 @pytest.mark.parametrize(
-    "images",
+    "images, hint",
     [
-        np.zeros((2, 28, 28), np.float32),
-        np.zeros((2, 28, 28), np.int64),
-        np.zeros((2, 3, 32, 32), np.uint8),
-        np.zeros((2, 32, 32, 4), np.uint8),
-        np.zeros((2, 0, 28), np.uint8),
+        (np.zeros((2, 28, 28), np.float32), "scale to 0..255 and end with .astype"),
+        (np.zeros((2, 28, 28), np.int64), "scale to 0..255 and end with .astype"),
+        (np.zeros((2, 3, 32, 32), np.uint8), "put the colour channel last"),
+        (np.zeros((2, 3, 32, 32), np.float32), "scale.*put the colour channel last"),
+        (np.zeros((2, 32, 32, 4), np.uint8), "leave the alpha channel out"),
+        (np.zeros((2, 0, 28), np.uint8), "give pictures that have pixels"),
     ],
 )
-def test_other_arrays_are_refused_with_their_dtype_and_shape(images):
+def test_other_arrays_are_refused_with_their_dtype_and_shape(images, hint):
     found = f"{images.dtype} {images.shape}".replace("(", r"\(").replace(")", r"\)")
-    with pytest.raises(ValueError, match=f"found {found}; .*colour channel last"):
+    with pytest.raises(ValueError, match=f"found {found}; {hint}"):
         to_model_input(images)
 
 

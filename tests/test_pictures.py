@@ -64,6 +64,12 @@ def test_files_and_images_are_taken_too(tmp_path, capsys):
     assert names == ["a.png"]
     images, names = pictures.load_pictures([str(tmp_path / "a.png"), stroke(), tmp_path / "a.png"])
     assert names == ["a.png", "1", "a.png"] and torch.equal(images, first.expand(3, -1, -1, -1))
+    alone, names = pictures.load_pictures(stroke())
+    assert names == ["0"] and torch.equal(alone, first)
+    with pytest.raises(FileNotFoundError, match="b.png' is not a folder, nor a file"):
+        pictures.load_pictures([tmp_path / "a.png", tmp_path / "b.png"])
+    with pytest.raises(ValueError, match="no readable picture: give files"):
+        pictures.load_pictures([])
     with pytest.raises(ValueError, match="picture 0 is a ndarray: give files or PIL images"):
         pictures.load_pictures([np.zeros((28, 28), np.uint8)])
 
@@ -109,7 +115,7 @@ def test_a_folder_without_a_readable_picture_is_an_error(tmp_path):
         pictures.load_pictures(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match="'' is not a folder"):
         pictures.load_pictures("")
-    with pytest.raises(ValueError, match="no readable picture.*put files such as"):
+    with pytest.raises(ValueError, match="no readable picture in .*give files such as"):
         pictures.load_pictures(tmp_path)
     (tmp_path / "broken.png").write_bytes(b"nothing")
     with pytest.raises(ValueError, match="no readable picture"):
@@ -166,6 +172,11 @@ def test_an_array_is_prepared_where_it_is_asked_for(tmp_path):
     prepared = pictures.judge_pictures(Brightness(), array, tmp_path, prepare=True)
     assert prepared[0]["ood_score"] < -0.5
     assert [row["picture"] for row in prepared] == ["0", "1"]
+    assert prepared == pictures.judge_pictures(
+        Brightness(), array[..., None], tmp_path, prepare=True
+    )
+    with pytest.raises(ValueError, match=r"one picture as picture\[None\]"):
+        pictures.judge_pictures(Brightness(), array[0], tmp_path, prepare=True)
 
 
 def test_a_shipped_model_is_named(tmp_path):

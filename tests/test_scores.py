@@ -116,7 +116,7 @@ def test_mahalanobis_of_a_single_feature_is_the_square_over_the_variance(shared)
     [
         ([0, 0, 2, 2], [0], r"classes \[1\] are missing.*of 0..2"),
         ([1, 1, 2, 2], [1], r"classes \[0\] are missing"),
-        ([0, 0, 1, 1], [0, 2, 5], r"nearest holds \[2 5\], classes that are not in labels"),
+        ([0, 0, 1, 1], [0, 2, 5], r"nearest holds \[2 5\], which labels do not"),
         ([0, 0, 1, 1], [-1], r"nearest holds \[-1\]"),
         ([0, 0, 0, 1], [0], "a class of one vector .*shared=True"),
     ],

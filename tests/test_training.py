@@ -158,7 +158,7 @@ def test_a_loss_that_is_not_finite_stops_the_training(value):
 
 @pytest.mark.parametrize("images, labels", [(4, 5), (5, 4), (0, 0), (3, 0)])
 def test_training_needs_a_label_for_each_image(images, labels):
-    with pytest.raises(ValueError, match=f"{images} images with {labels} labels"):
+    with pytest.raises(ValueError, match=f"{images} images, {labels} labels: give"):
         training.train(
             nn.Linear(1, 1), torch.zeros(images, 1), torch.zeros(labels), None, epochs=1, seed=0
         )
