@@ -152,8 +152,9 @@ def download(name, split, record):
             with suppress(OSError):  # another set is still on its way
                 folder.parent.rmdir()
             return
+    demo = "; or, small and without a download, `make demo` (a notebook alone: OSR_PROFILE=demo)"
+    demo *= bool(record.demo)
     raise DatasetNotFoundError(
-        f"no {path.name} in {path.parent}, and {problem}{data_hint()}. Three ways out: run `make "
-        "data` with a network; set OSR_DATA to a folder that has the file; or, small and without a "
-        "download, `make demo` (a notebook alone: OSR_PROFILE=demo)"
+        f"no {path.name} in {path.parent}, and {problem}{data_hint()}. Ways out: run `make data` "
+        "with a network; or set OSR_DATA to a folder that has the file" + demo
     )

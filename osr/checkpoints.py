@@ -3,6 +3,7 @@
 import json
 from contextlib import contextmanager
 from glob import escape
+from pathlib import Path
 
 import torch
 from safetensors import safe_open
@@ -54,12 +55,19 @@ def load_weights(model, path):
     OSError, MemoryError
         If it is not here, may not be read, or does not fit into memory.
     """
+    path = Path(path)
     tensors = read_tensors(path)
     log = {key[len(LOG) :]: tensors.pop(key) for key in list(tensors) if key.startswith(LOG)}
     floats = [key for key, value in tensors.items() if value.is_floating_point()]
     tensors |= {key: tensors[key].float() for key in floats}
-    with _reading(path, f"does not fit {type(model).__name__}, which may be another network"):
+    try:
         model.load_state_dict(tensors)
+    except RuntimeError as error:
+        name, first = type(model).__name__, str(error).splitlines()[1:2] or [str(error)]
+        raise ValueError(
+            f"{path} does not fit {name} ({first[0].strip()}): give the network that it was stored "
+            "for; if you have changed that, give its config one key more, to train it anew"
+        ) from error
     model.checkpoint, model.log = path.stem, log
     model.to("cpu", memory_format=torch.channels_last)  # which is twice as fast there
     return model.eval()
@@ -107,7 +115,7 @@ def weights_of(name, seed, folder):
 
 
 @contextmanager
-def _reading(path, otherwise="no weight file"):
+def _reading(path):
     """Name a file in what goes wrong with it, and tell a damaged one from one out of reach."""
     try:
         with path.open("rb"):  # safetensors would call one that may not be read missing
@@ -121,5 +129,5 @@ def _reading(path, otherwise="no weight file"):
     except Exception as error:
         way_out = way_to_restore(path) if path.parent == shipped_dir() else "delete it"
         raise ValueError(
-            f"{path} is damaged or {otherwise} ({type(error).__name__}: {error}); {way_out}"
+            f"{path} is damaged or no weight file ({type(error).__name__}: {error}); {way_out}"
         ) from error

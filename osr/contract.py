@@ -148,7 +148,7 @@ def predict(function, images, batch_size=250):
         If the function returns something else, or another number of rows.
     """
     parts = []
-    for x in images.split(batch_size):
+    for x in check_tensor(images).split(batch_size):
         output = function(x)
         parts.append(output if isinstance(output, tuple) else (output,))
         for value in parts[-1]:

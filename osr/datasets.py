@@ -43,7 +43,8 @@ def available_sets(names, split="test"):
     names = [names] if isinstance(names, str) else list(names)
     absent = [name for name in names if not is_available(name, split)]
     if absent:
-        fetched = any(SETS[name].address and split not in SETS[name].cloned for name in absent)
+        records = [SETS[name] for name in absent]
+        fetched = any(r.address and split in set(r.wanted) - set(r.cloned) for r in records)
         hint = "; `make data` fetches what is missing" if fetched else ""
         print(
             f"not here: {', '.join(folded(absent))} ({split}{hint}{data_hint()}). What rests on it "
@@ -182,7 +183,7 @@ def sample_split(n, sizes, seed):
     ValueError
         If more than `n` indices are asked for, or a size is negative or no whole number.
     """
-    sizes = _whole_numbers("sizes", sizes)
+    sizes, [n] = _whole_numbers("sizes", sizes), _whole_numbers("n", [n])
     if min(sizes, default=0) < 0:
         raise ValueError(f"sizes are {sizes}: none can be below 0")
     if sum(sizes) > n:
@@ -232,7 +233,7 @@ def download_all():
                 came += [here] * (fetched and here not in came)
             except (OSError, ValueError, MemoryError) as error:
                 failed |= {record.source} if fetched else set()
-                problems.append(str(error).split(". Three ways out")[0])
+                problems.append(str(error).split(". Ways out")[0])
         if images:
             print(f"{here}: {images:,} images", flush=True)
         if problems:

@@ -92,7 +92,9 @@ def companions(file):
     """Return the files beside a Python file that share its name, itself included."""
     head = f"{file.stem}.".casefold()  # so that every file system gives the same
     found = [path for path in file.parent.iterdir() if path.name.casefold().startswith(head)]
-    return sorted(path for path in found if path.is_file())
+    others = tuple(f"{path.stem}." for path in found if path.suffix == ".py" and path != file)
+    own = [path for path in found if path == file or not path.name.startswith(others)]
+    return sorted(path for path in own if path.is_file())
 
 
 def files_below(folder):
@@ -132,7 +134,11 @@ def locate(path):
     chosen = [file for file, how in found.items() if how == best]
     if len(chosen) > 1:
         names = ", ".join(file.relative_to(path).as_posix() for file in chosen)
-        what = "each with a Model: keep one" if best > 1 else "none with a class Model: give it one"
+        what = (
+            "each with a Model: keep one, or judge the folder of each"
+            if best > 1
+            else "none with a class Model: give it one"
+        )
         raise ValueError(f"{path.name} holds {len(chosen)} Python files, {what} ({names})")
     return chosen[0], path
 

@@ -43,6 +43,8 @@ def decoded(images):
 
     Three pictures that may be the channels of one are refused, but for those of MNIST's size.
     """
+    if hasattr(images, "images"):
+        raise ValueError("a whole data set: give its images, such as load_images(...).images")
     images = np.asarray(images)
     if images.ndim == 4 and images.shape[3] == 1:
         images = images[..., 0]

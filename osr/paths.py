@@ -28,10 +28,7 @@ def profile():
 
 
 def switch(name, default=False):
-    """Return whether an environment variable is on: 1 is on, 0 is off, none or "" the default.
-
-    A ValueError says that it holds anything else.
-    """
+    """Return whether an environment variable is on (1) or off (0); a ValueError if neither."""
     value = os.environ.get(name) or str(int(default))
     if value not in ("0", "1"):
         raise ValueError(f"{name}={value!r}: use 1 (on) or 0 (off)")
@@ -75,7 +72,10 @@ def output_dir():
     So nothing that the repository stores is ever overwritten by running a notebook.
     """
     default = ".run" if profile() == "full" else ".demo"
-    return (ROOT / expanded(os.environ.get("OSR_OUTPUT") or default)).resolve()
+    folder = (ROOT / expanded(os.environ.get("OSR_OUTPUT") or default)).resolve()
+    if folder == ROOT:
+        raise ValueError("OSR_OUTPUT names the repository, whose files would change: give another")
+    return folder
 
 
 def expanded(path):
@@ -87,8 +87,9 @@ def expanded(path):
     pattern = r"\$\w+|\$\{[^}]*\}" + (r"|%\w+%" if os.name == "nt" else "")
     names = re.findall(pattern, str(path), re.ASCII)
     unset = [name for name in names if name.strip("${}%") not in os.environ]
-    if unset or whole.startswith("~"):
-        raise ValueError(f"{path}: {unset[0] if unset else whole} stands for nothing: write it out")
+    if unset or not whole or whole.startswith("~"):
+        what = unset[0] if unset else repr(whole)
+        raise ValueError(f"{path}: {what} stands for nothing: write the folder out")
     return Path(whole)
 
 

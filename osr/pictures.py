@@ -14,7 +14,7 @@ from osr.drawings import on_black, open_picture, prepare_drawing
 from osr.figures import COLORS, PAGE_WIDTH
 from osr.images import decoded, to_model_input
 from osr.modes import evaluation_mode
-from osr.paths import atomic_path, progress
+from osr.paths import atomic_path, expanded, progress
 from osr.shipped import load_model
 from osr.tables import write_csv
 
@@ -69,8 +69,7 @@ def load_pictures(pictures, prepare=True):
     if not images:
         where = f" in {pictures}" if isinstance(pictures, str | Path) else ""
         raise ValueError(
-            f"no readable picture{where}: give files such as .png or .jpg (those in folders below "
-            "are not looked for)"
+            f"no readable picture{where}: give files such as .png or .jpg, no folders below"
         )
     if prepare:
         blank = f" ({_first(seen['blank'])})" if seen["blank"] else ""
@@ -84,11 +83,13 @@ def load_pictures(pictures, prepare=True):
 
 def _sources(pictures):
     """Return [(name, path or PIL image)]."""
-    if isinstance(pictures, str | Path | Image.Image):
+    if isinstance(pictures, str | Path) and str(pictures) and Path(pictures).is_dir():
+        paths = sorted(Path(pictures).iterdir())
+        pictures = [p for p in paths if p.is_file() and not p.name.startswith(".")]
+        if below := [p.name for p in paths if p.is_dir() and not p.name.startswith(".")]:
+            print(f"folders below are left out: {_first(below)}")
+    elif isinstance(pictures, str | Path | Image.Image):
         pictures = [pictures]
-        if isinstance(pictures[0], str | Path) and Path(pictures[0]).is_dir() and pictures[0]:
-            paths = (path for path in Path(pictures[0]).iterdir() if path.is_file())
-            pictures = sorted(path for path in paths if not path.name.startswith("."))
     sources = []
     for i, picture in enumerate(pictures):
         if isinstance(picture, Image.Image):
@@ -100,8 +101,7 @@ def _sources(pictures):
             )
         elif not str(picture) or not Path(picture).exists():
             raise FileNotFoundError(
-                f"{str(picture)!r} is not a folder, nor a file: give the one that holds the "
-                "pictures"
+                f"{str(picture)!r} is not a folder, nor a file: give what holds the pictures"
             )
         else:
             name = Path(picture).name.encode("utf-8", "replace").decode()  # of any bytes
@@ -142,11 +142,12 @@ def judge_pictures(model, pictures, output, device="cpu", prepare=None):
     Raises
     ------
     ValueError
-        If there is no picture, the output would lie among the pictures, or the model does not
-        return (N, 11) finite scores.
+        If there is no picture, `output` holds the pictures, or the model does not return (N, 11)
+        finite scores.
     FileNotFoundError
         If there is no such folder or file.
     """
+    output = expanded(output)
     if isinstance(model, str):
         model = load_model(model, device)
     if isinstance(model, type):
@@ -158,6 +159,8 @@ def judge_pictures(model, pictures, output, device="cpu", prepare=None):
         images = to_model_input(pictures)
         names = [str(i) for i in range(len(images))]
     else:
+        if not isinstance(pictures, str | Path | Image.Image):
+            pictures = list(pictures)
         _refuse_their_folder(output, pictures)
         images, names = load_pictures(pictures, prepare is not False)
     if not len(images):
@@ -173,7 +176,7 @@ def judge_pictures(model, pictures, output, device="cpu", prepare=None):
         )
     if not scores.isfinite().all():
         raise ValueError("the model returned infinite scores: return (N, 11) finite ones")
-    margins, digits = ood_score(scores), scores[:, :OOD_LABEL].argmax(1)
+    margins, digits = ood_score(scores.double()), scores[:, :OOD_LABEL].argmax(1)
     if not array and prepare is not False:
         blank = images.flatten(1).amax(1) == 0
         margins[blank] = math.inf
@@ -187,14 +190,15 @@ def judge_pictures(model, pictures, output, device="cpu", prepare=None):
         }
         for i in order
     ]
-    write_csv(Path(output) / "scores.csv", rows)
-    _contact_sheet(images[order], rows, Path(output) / "contact_sheet.png")
+    write_csv(output / "scores.csv", rows)
+    _contact_sheet(images[order], rows, output / "contact_sheet.png")
     return rows
 
 
 def _refuse_their_folder(output, pictures):
-    paths = [source for _, source in _sources(pictures) if isinstance(source, Path)]
-    if Path(output).resolve() in {path.resolve().parent for path in paths}:
+    given = [pictures] if isinstance(pictures, str | Path | Image.Image) else pictures
+    paths = [Path(path).resolve() for path in given if isinstance(path, str | Path)]
+    if output.resolve() in {path if path.is_dir() else path.parent for path in paths}:
         raise ValueError(f"{output} holds the pictures: give the results a folder of their own")
 
 
@@ -226,7 +230,15 @@ def _contact_sheet(images, rows, path, most=240, across=12):
         said = row["verdict"].replace("unknown", "unk.")
         said += f" {row['ood_score']:.1f}" if math.isfinite(row["ood_score"]) else ""
         x, y = (column + 0.5) * width, line * height
-        axis.text(x, y + 5.5, _short(row["picture"]), ha="center", fontsize=4.5, color="#444444")
+        axis.text(
+            x,
+            y + 5.5,
+            _short(row["picture"]),
+            ha="center",
+            fontsize=4.5,
+            color="#444444",
+            parse_math=False,
+        )  # a name may hold dollars
         axis.text(x, y + 11, said, ha="center", fontsize=6,
                   color=COLORS["fashionmnist" if unknown else "mnist"])  # fmt: skip
     with atomic_path(path) as temporary:

@@ -14,7 +14,7 @@ from osr.contract import OOD_LABEL, eval_model, ood_score
 from osr.hand_in import run_apart
 from osr.hand_in_files import advice, left_out, stem
 from osr.metrics import ood_metrics
-from osr.paths import one_line, progress, writable
+from osr.paths import expanded, one_line, progress, writable
 from osr.tables import write_csv
 
 
@@ -68,7 +68,7 @@ def judge_submissions(folder, loader, device, seconds=600, output=None):
             f"no submission in {folder}: put a <name>.py there for each, or a folder with one"
         )
     if output is not None:
-        output = Path(output).resolve()
+        output = expanded(output).resolve()
         if any(path.exists() and path.samefile(folder) for path in (output, *output.parents)):
             raise ValueError(f"{output} lies among the submissions: give the table another folder")
         writable(output)

@@ -175,6 +175,8 @@ def _call_for_sweep(index, function, config, arrays, known, marks):
     with redirect_stdout(StringIO()) as said:
         try:
             result, problem = _plain(function(deepcopy(config), **arrays)), ""
+            if result is None:
+                problem = "it returned nothing: end it with return"
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # sys.exit is one of these

@@ -79,7 +79,14 @@ def fit_or_load(name, config, train, *, build, data, note=""):
     if "seed" not in config:
         raise ValueError('config has no "seed": give one')
     sums = {key: checksum(value) for key, value in data.items()}
-    config = json.loads(json.dumps(config))
+    try:
+        config = json.loads(json.dumps(config))
+    except TypeError as error:
+        raise ValueError(
+            f"config is not JSON-able ({error}): give plain numbers, texts, lists"
+        ) from error
+    if type(config["seed"]) is not int:
+        raise ValueError(f"the seed is {config['seed']!r}: give a whole number")
     code = source_digests(train, build)
     file = f"{name}-{digest([config, sums])}.safetensors"
     own, reason = paths.checkpoint_dir() / file, "a demo's or a retraining's first"

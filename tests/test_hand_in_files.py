@@ -176,7 +176,10 @@ def test_a_link_to_a_folder_is_not_followed(tmp_path):
 @pytest.mark.parametrize(
     "text, expected",
     [
-        ("class Model: pass", r"holds 2 Python files, each with a Model: keep one \(a.py, b/c.py"),
+        (
+            "class Model: pass",
+            r"holds 2 Python files, each with a Model: keep one.* \(a.py, b/c.py",
+        ),
         ("class Net: pass", "none with a class Model: give it one"),
     ],
 )
@@ -285,3 +288,13 @@ def test_what_a_submission_raises_is_raised_where_it_stands_alone(tmp_path, text
     with pytest.raises(error):
         load_submission(tmp_path / "ada")
     assert sys.modules["helpers"] is helpers
+
+
+def test_two_people_whose_names_differ_in_case_alone_have_weights_of_their_own(tmp_path):
+    (tmp_path / "ada.py").touch()
+    (tmp_path / "Ada.py").touch()
+    if len(list(tmp_path.iterdir())) == 1:
+        pytest.skip("this file system takes them for one")
+    (tmp_path / "ada.safetensors").touch()
+    assert find_weights(tmp_path / "ada.py", None)[0] == tmp_path / "ada.safetensors"
+    assert find_weights(tmp_path / "Ada.py", None)[0] is None

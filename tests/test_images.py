@@ -97,6 +97,15 @@ def test_three_grey_pictures_and_one_in_colour_are_told_apart():
     assert to_model_input(np.zeros((3, 28, 28), np.uint8)).shape == (3, 1, 28, 28)  # of MNIST
 
 
+def test_a_whole_data_set_is_refused_with_what_is_meant():
+    from osr.caches import ImageSet
+
+    found = ImageSet(np.zeros((2, 28, 28), np.uint8), np.zeros(2, np.int64), "mine")
+    with pytest.raises(ValueError, match="give its images, such as load_images"):
+        to_model_input(found)
+    assert to_model_input(found.images).shape == (2, 1, 28, 28)
+
+
 def test_a_last_axis_of_one_channel_is_grey():
     images = np.random.default_rng(0).integers(256, size=(2, 32, 32), dtype=np.uint8)
     assert torch.equal(to_model_input(images[..., None]), to_model_input(images))

@@ -331,3 +331,10 @@ def test_a_progress_bar_is_drawn_and_vanishes(capfd, monkeypatch):
     assert list(paths.progress(range(5), "five")) == [0, 1, 2, 3, 4]
     out, drawn = capfd.readouterr()
     assert out == "" and "five" in drawn and drawn.rsplit("\r", 1)[1].strip() == ""
+
+
+@pytest.mark.parametrize("folder", [".", "data/.."])
+def test_a_run_never_writes_into_the_repository_itself(monkeypatch, folder):
+    monkeypatch.setenv("OSR_OUTPUT", folder)
+    with pytest.raises(ValueError, match="OSR_OUTPUT names the repository"):
+        paths.output_dir()

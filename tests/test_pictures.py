@@ -266,3 +266,29 @@ def test_what_cannot_be_judged_is_an_error_and_writes_nothing(tmp_path, model, g
     with pytest.raises(ValueError, match=message):
         pictures.judge_pictures(model, given, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_names_with_signs_of_formulas_and_integer_scores_are_judged_too(tmp_path):
+    stroke().save(tmp_path / "$x_{2}^$.png")
+    scores = torch.zeros(1, 11, dtype=torch.long)
+    scores[0, 7] = 3
+    (row,) = pictures.judge_pictures(lambda x: scores, tmp_path.glob("*.png"), tmp_path / "out")
+    assert row == {"picture": "$x_{2}^$.png", "verdict": "7", "ood_score": -3.0, "digit": 7}
+    (row,) = pictures.judge_pictures(lambda x: scores, Image.new("L", (9, 9)), tmp_path / "out")
+    assert row["verdict"] == "blank"
+
+
+def test_the_results_go_where_a_shell_would_put_them(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    pictures.judge_pictures(Brightness(), greys(0), "~/judged")
+    assert (tmp_path / "judged/scores.csv").is_file()
+    with pytest.raises(ValueError, match="stands for nothing"):
+        pictures.judge_pictures(Brightness(), greys(0), "")
+
+
+def test_folders_below_are_named_once(tmp_path, capsys):
+    stroke().save(tmp_path / "a.png")
+    (tmp_path / "deep").mkdir()
+    pictures.judge_pictures(Brightness(), tmp_path, tmp_path / "out")
+    assert capsys.readouterr().out.count("folders below are left out: deep\n") == 1

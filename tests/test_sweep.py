@@ -414,3 +414,11 @@ def test_what_a_call_defines_has_its_source_in_the_other_process():
     (row,) = sweep.run_sweep(names["outer"], [{"k": 1}], {})
     assert row["result"] == names["outer"]({"k": 1})
     assert row["result"]["outer.<locals>.inner"] != functions.digest([""])
+
+
+def test_a_call_that_returns_nothing_is_a_problem(capsys):
+    def forgetful(config):
+        config["n"] += 1
+
+    (row,) = sweep.run_sweep(forgetful, [{"n": 1}], {})
+    assert row["result"] is None and row["problem"] == "it returned nothing: end it with return"
