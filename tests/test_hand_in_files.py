@@ -176,10 +176,7 @@ def test_a_link_to_a_folder_is_not_followed(tmp_path):
 @pytest.mark.parametrize(
     "text, expected",
     [
-        (
-            "class Model: pass",
-            r"holds 2 Python files, each with a Model: keep one.* \(a.py, b/c.py",
-        ),
+        ("class Model: pass", r"holds 2 Python files, each with a Model.* \(a.py, b/c.py"),
         ("class Net: pass", "none with a class Model: give it one"),
     ],
 )
