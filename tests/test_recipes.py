@@ -102,18 +102,21 @@ def test_a_recipe_has_at_most_ten_steps(recipe):
     assert steps == [str(k) for k in range(1, len(steps) + 1)] and len(steps) <= 10
 
 
+@pytest.mark.runs
 def test_a_new_data_set_stands_in_a_table(followed):
     table = followed[1][0]
     assert re.search(r"osr_detector +uci_digits +checkers +[01]\.\d{3}", table), table
     assert "#117733 checkerboards" in followed[1][2]
 
 
+@pytest.mark.runs
 def test_a_new_score_and_a_new_detector_stand_in_a_table(followed):
     table = followed[1][1]
     for name in ("entropy", "nearest_mean", "msp", "vim"):
         assert re.search(rf"^ *{name} +uci_digits +letters +[01]\.\d{{3}}", table, re.M), table
 
 
+@pytest.mark.runs
 def test_a_new_model_ships_and_stands_in_a_table(followed):
     copy, (*_, table, _) = followed
     found = re.search(r"linear_detector +uci_digits +([01]\.\d{3})", table)
@@ -122,6 +125,7 @@ def test_a_new_model_ships_and_stands_in_a_table(followed):
     assert len(list((copy / "data/checkpoints").glob("linear_detector-*.safetensors"))) == 1
 
 
+@pytest.mark.runs
 def test_the_rooms_that_were_extended_pass_their_tests(followed):
     assert " passed" in followed[1][3]
 
