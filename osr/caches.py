@@ -153,7 +153,7 @@ def download(name, split, record):
                 folder.parent.rmdir()
             return
     demo = "; or, small and without a download, `make demo` (a notebook alone: OSR_PROFILE=demo)"
-    demo *= bool(record.demo)
+    demo = demo if record.demo else ""
     raise DatasetNotFoundError(
         f"no {path.name} in {path.parent}, and {problem}{data_hint()}. Ways out: run `make data` "
         "with a network; or set OSR_DATA to a folder that has the file" + demo

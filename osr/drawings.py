@@ -75,8 +75,7 @@ def read_picture(path):
 
 
 def on_black(picture):
-    """Return a PIL image in RGB; what is transparent becomes black."""
-    picture = picture.convert("RGBA")
+    """Return a PIL image in RGBA as one in RGB; what is transparent becomes black."""
     return Image.alpha_composite(Image.new("RGBA", picture.size, "black"), picture).convert("RGB")
 
 

@@ -14,7 +14,7 @@ from osr.drawings import on_black, open_picture, prepare_drawing
 from osr.figures import COLORS, PAGE_WIDTH
 from osr.images import decoded, to_model_input
 from osr.modes import evaluation_mode
-from osr.paths import atomic_path, expanded, progress
+from osr.paths import atomic_path, expanded, one_line, progress
 from osr.shipped import load_model
 from osr.tables import write_csv
 
@@ -54,7 +54,7 @@ def load_pictures(pictures, prepare=True):
         try:
             picture = open_picture(source)
         except ValueError as error:
-            broken.append(f"{name} ({error})")
+            broken.append(one_line(f"{name} ({error})"))
             continue
         if prepare:
             image, done = prepare_drawing(picture)
@@ -153,16 +153,18 @@ def judge_pictures(model, pictures, output, device="cpu", prepare=None):
     if isinstance(model, type):
         raise ValueError(f"{model.__name__} is a class: give a model, {model.__name__}()")
     array = isinstance(pictures, np.ndarray | torch.Tensor)
-    if array and prepare:
-        pictures, array = [Image.fromarray(picture) for picture in decoded(pictures)], False
-    if array:
+    if prepare is None:
+        prepare = not array
+    if array and not prepare:
         images = to_model_input(pictures)
         names = [str(i) for i in range(len(images))]
     else:
-        if not isinstance(pictures, str | Path | Image.Image):
+        if array:
+            pictures = [Image.fromarray(picture) for picture in decoded(pictures)]
+        elif not isinstance(pictures, str | Path | Image.Image):
             pictures = list(pictures)
         _refuse_their_folder(output, pictures)
-        images, names = load_pictures(pictures, prepare is not False)
+        images, names = load_pictures(pictures, prepare)
     if not len(images):
         raise ValueError("there are no pictures: give at least one")
     if isinstance(model, nn.Module):
@@ -177,9 +179,8 @@ def judge_pictures(model, pictures, output, device="cpu", prepare=None):
     if not scores.isfinite().all():
         raise ValueError("the model returned infinite scores: return (N, 11) finite ones")
     margins, digits = ood_score(scores.double()), scores[:, :OOD_LABEL].argmax(1)
-    if not array and prepare is not False:
-        blank = images.flatten(1).amax(1) == 0
-        margins[blank] = math.inf
+    if prepare:
+        margins[images.flatten(1).amax(1) == 0] = math.inf  # blank
     order = margins.argsort().tolist()
     rows = [
         {
@@ -230,15 +231,8 @@ def _contact_sheet(images, rows, path, most=240, across=12):
         said = row["verdict"].replace("unknown", "unk.")
         said += f" {row['ood_score']:.1f}" if math.isfinite(row["ood_score"]) else ""
         x, y = (column + 0.5) * width, line * height
-        axis.text(
-            x,
-            y + 5.5,
-            _short(row["picture"]),
-            ha="center",
-            fontsize=4.5,
-            color="#444444",
-            parse_math=False,
-        )  # a name may hold dollars
+        axis.text(x, y + 5.5, _short(row["picture"]), ha="center", fontsize=4.5, color="#444444",
+                  parse_math=False)  # fmt: skip  # a name may hold dollars
         axis.text(x, y + 11, said, ha="center", fontsize=6,
                   color=COLORS["fashionmnist" if unknown else "mnist"])  # fmt: skip
     with atomic_path(path) as temporary:

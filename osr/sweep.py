@@ -20,7 +20,7 @@ from osr.paths import (
     results_dir,
     safe_name,
     writable,
-)  # fmt: skip
+)
 
 SHOWN = 3  # lines printed by the calls of a sweep
 DIED = "its process died: killed, out of memory, or a library crashed; try it alone, and smaller"

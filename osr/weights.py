@@ -17,15 +17,7 @@ from osr.checkpoints import (
 )
 from osr.functions import source_digests
 from osr.modes import plain_defaults
-from osr.paths import (
-    checksum,
-    digest,
-    own_weights,
-    safe_name,
-    shipped_dir,
-    switch,
-    writable,
-)
+from osr.paths import checksum, digest, own_weights, safe_name, shipped_dir, switch, writable
 from osr.training import seed_everything
 
 

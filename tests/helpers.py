@@ -43,6 +43,19 @@ def store_rows(repository, rows, notebook="03_test", **head):
     return path
 
 
+# Files that people hand in.
+BRIGHTEST = """
+from torch import nn
+
+class Model(nn.Sequential):  # the score of class k is pixel k
+    def __init__(self):
+        super().__init__(nn.Flatten(), nn.Linear(784, 11))
+        nn.init.zeros_(self[1].weight)
+        nn.init.zeros_(self[1].bias)
+"""
+FUNCTION = "class Model:\n    def __call__(self, x):\n        "  # and what it returns
+
+
 class FakeDownload:
     """Stand in for a torchvision data set: leave a file in the folder, then bring the images."""
 

@@ -14,7 +14,6 @@ from safetensors.torch import load, save
 
 from osr import hand_in
 
-FUNCTION = "class Model:\n    def __call__(self, x):\n        "
 POSIX = pytest.mark.skipif(os.name == "nt", reason="Windows has no process groups")
 IMAGES = torch.arange(5.0).view(5, 1, 1, 1).expand(5, 1, 28, 28).contiguous()
 BEATS = """

@@ -12,18 +12,8 @@ from safetensors.torch import save_model
 from torch import nn
 
 import helpers
+from helpers import BRIGHTEST, FUNCTION
 from osr.hand_in_files import advice, find_weights, load_submission, locate
-
-BRIGHTEST = """
-from torch import nn
-
-class Model(nn.Sequential):  # the score of class k is pixel k
-    def __init__(self):
-        super().__init__(nn.Flatten(), nn.Linear(784, 11))
-        nn.init.zeros_(self[1].weight)
-        nn.init.zeros_(self[1].bias)
-"""
-FUNCTION = "class Model:\n    def __call__(self, x):\n        "
 
 
 def write(folder, **texts):

@@ -13,7 +13,7 @@ from safetensors.torch import save, save_model
 from torch import nn
 from torch.nn import functional as F
 
-from helpers import LABELS, VERDICTS, literal, one_batch
+from helpers import BRIGHTEST, FUNCTION, LABELS, VERDICTS, literal, one_batch
 from osr import hand_in, hand_in_files, submissions
 from osr.hand_in_files import locate
 
@@ -21,18 +21,6 @@ GIVEN = r"torch.float32 images of shape \(5, 1, 28, 28\)"
 COLUMNS = ["submission", "acc_mnist", "acc_ood", "acc_total", "auroc", "seconds", "problem"]
 
 
-BRIGHTEST = """
-from torch import nn
-
-class Model(nn.Sequential):  # the score of class k is pixel k
-    def __init__(self):
-        super().__init__(nn.Flatten(), nn.Linear(784, 11))
-        nn.init.zeros_(self[1].weight)
-        nn.init.zeros_(self[1].bias)
-"""
-
-
-FUNCTION = "class Model:\n    def __call__(self, x):\n        "
 GOOD = FUNCTION + "return x.flatten(1)[:, :11]"
 
 
