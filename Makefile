@@ -21,7 +21,7 @@ help:
 	@echo "For maintainers:"
 	@echo "make notebooks  as run, then replace the stored outputs, figures, results and reports"
 	@echo "make retrain    train every model from scratch (SEEDS=0,1,2,3,4 for five seeds)"
-	@echo "make report     report/report.pdf and the tables of report/RESULTS.md, from the results"
+	@echo "make report     report.pdf, system_c.pdf and the tables of RESULTS.md, from the results"
 	@echo
 	@echo "OSR_DATA=folder: where more data sets lie. OSR_OUTPUT=folder: instead of .run/ or .demo/"
 	@echo "PYTHON=python3.12: which Python. VENV=folder: where the environment is made"

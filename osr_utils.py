@@ -16,6 +16,7 @@
 | judge a folder of pictures                 | `judge_pictures(model, pictures, output)`         |
 | compare the scores of known and unknown    | `ood_metrics(id_scores, ood_scores)`              |
 | have every score of a network              | `all_scores(model, outputs, known, inputs)`       |
+| say what a reconstruction costs            | `reconstruction_costs(model, images, costs)`      |
 | weigh an error against the logits          | `calibrate_alpha_percentile(model, loader, ...)`  |
 | train, or find the stored weights          | `fit_or_load(name, config, train, ...)`           |
 | try many configurations                    | `run_sweep(function, configs, arrays)`            |
@@ -29,8 +30,10 @@ how to add a data set, a score, a model or a notebook.
 """
 
 from osr import synthetic
+from osr.autoencoders import Autoencoder, fit_autoencoder, fit_classifier
 from osr.caches import DatasetNotFoundError, ImageSet
 from osr.checkpoints import load_weights
+from osr.comparisons import all_seeds, bootstrap_aurocs, difference_of_designs
 from osr.contract import (
     OOD_LABEL,
     CombinedDataset,
@@ -38,6 +41,7 @@ from osr.contract import (
     ood_score,
     predict,
 )
+from osr.costs import PIXEL_COSTS, combine, max_logits, reconstruction_costs
 from osr.datasets import (
     available_sets,
     data_notes,
@@ -107,7 +111,7 @@ from osr.scores import (
 from osr.shipped import find_weights, list_models, load_model
 from osr.submissions import judge_submissions
 from osr.sweep import run_sweep
-from osr.tables import format_rows, mean_and_deviation
+from osr.tables import format_rows, format_seeds, mean_and_deviation
 from osr.training import pick_device, seed_everything, train
 from osr.weights import fit_or_load
 

@@ -11,7 +11,7 @@ COLUMN_WIDTH, PAGE_WIDTH = 3.3, 6.8  # inches
 COLORS |= {  # beside those of the data sets
     "reference": "#777777",
     "mnist-rest": "#0072B2", "mnist-8": "#D55E00", "mnist-4": "#009E73",
-    "reconstruction": "#CC79A7", "best": "#0072B2",
+    "unlabelled": "#777777", "reconstruction": "#CC79A7", "best": "#0072B2",
     "plain_cnn": "#56B4E9", "plain_cnn/openmax": "#E69F00",
     "plain_cnn/distance/max_logit": "#009E73", "autoencoder_10": "#CC79A7",
     "multitask_autoencoder": "#D55E00", "osr_detector_9k": "#777777", "osr_detector": "#0072B2",

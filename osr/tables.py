@@ -11,15 +11,21 @@ STORED = "°"  # behind a value that was not computed in this run
 def mean_and_deviation(rows, **wanted):
     """Return the text "mean ± standard deviation" of `row_values`, in per cent, halves rounded up.
 
-    The deviation is that of the values (divided by their number); a single value has none, and
-    "-" says that there is no value. A ° follows where one was not computed in this run.
+    The deviation is that of a sample (divided by n - 1); a single value has none, and "-" says
+    that there is no value. A ° follows where one was not computed in this run.
     """
     found = select_rows(rows, **wanted)
     values = 100 * row_values(found)
     if not len(values):
         return "-"
-    parts = [values.mean()] if len(values) == 1 else [values.mean(), values.std()]
+    parts = [values.mean()] if len(values) == 1 else [values.mean(), values.std(ddof=1)]
     return " ± ".join(f"{part + 1e-9:.2f}" for part in parts) + _mark(found)
+
+
+def format_seeds(values):
+    """Return the text "mean ± (sample) standard deviation (seeds)" of fractions, one a seed."""
+    deviation = f"± {values.std(ddof=1):.3f}" if len(values) > 1 else " " * 7
+    return f"{values.mean():.3f} {deviation} ({len(values)})"
 
 
 def _mark(rows):
@@ -34,7 +40,7 @@ def format_rows(rows, seed=0):
     rows : dict or list of dict
         As for `save_results`.
     seed : int or None
-        The seed to show, or None for mean ± standard deviation over the seeds.
+        The seed to show, or None for mean ± (sample) standard deviation.
 
     Returns
     -------
@@ -66,7 +72,7 @@ def format_rows(rows, seed=0):
     cells = frame.groupby(["method", "id", "ood", "metric"], sort=False)
     text = cells["value"].mean().map("{:.3f}".format)
     if seed is None:
-        text = text + " ± " + cells["value"].std(ddof=0).map("{:.3f}".format)
+        text = text + cells["value"].std().map(" ± {:.3f}".format).replace(" ± nan", "")
     text = text + cells["mark"].max()
     table = text.unstack("metric")[frame["metric"].unique()].fillna("")
     table = table.reindex(frame.groupby(["method", "id", "ood"], sort=False).size().index)

@@ -1,7 +1,7 @@
-"""Compile report.pdf and write the tables of RESULTS.md: `python report/build.py [FOLDER]`.
+"""Compile the reports and write the tables of RESULTS.md: `python report/build.py [FOLDER]`.
 
 FOLDER is the output of a run (.run, .demo); without it, the repository. What the run has not made
-comes from the repository, and the report says so.
+comes from the repository, and the reports say so.
 """
 
 import json
@@ -15,7 +15,8 @@ import typst
 from osr.results import read_file
 from osr_utils import ROOT, SETS, atomic_path, mean_and_deviation, row_values, select_rows
 
-BODY_PAGES = range(3, 6)  # the body has 3 to 5 pages; references and appendix come after
+REPORTS = ("report", "system_c")
+BODY_PAGES = (3, 4)  # where the body may end; references and appendix come after
 RESULTS = {}  # notebook -> its results file, as `read_all` finds it
 
 
@@ -27,32 +28,35 @@ def read_all(folder):
             RESULTS[path.stem] = read_file(path)
 
 
-def compile_report(folder):
-    """Compile report.typ with the results and figures of a folder; return the path of the PDF."""
+def compile_reports(folder):
+    """Compile the reports with the results and figures of a folder; return the PDFs' paths."""
     demo = RESULTS["01_data_splits"]["profile"] == "demo"
-    drawn = {path.name for path in (folder / "figures").glob("*.pdf")}
-    stored = [] if demo else [p for p in (ROOT / "figures").glob("*.pdf") if p.name not in drawn]
+    drawn = {path.name: path for path in (folder / "figures").glob("*.pdf")}
+    figures = drawn if demo else {p.name: p for p in (ROOT / "figures").glob("*.pdf")} | drawn
     with tempfile.TemporaryDirectory() as temporary:
         place = Path(temporary)
-        for name in ("report.typ", "refs.bib"):
-            shutil.copyfile(ROOT / "report" / name, place / name)
         (place / "figures").mkdir()
-        for path in [*stored, *((folder / "figures" / name) for name in drawn)]:
+        for path in figures.values():
             shutil.copyfile(path, place / "figures" / path.name)
+        for path in (*(ROOT / "report").glob("*.typ"), ROOT / "report/refs.bib"):
+            shutil.copyfile(path, place / path.name)
         for name, results in RESULTS.items():
             (place / f"{name}.json").write_text(json.dumps(results), encoding="utf-8")
         options = {"root": temporary, "ignore_system_fonts": True}
-        options["sys_inputs"] = {"stored": " ".join(path.stem for path in stored)}
-        source = str(place / "report.typ")
-        pdf, warnings = typst.compile_with_warnings(source, format="pdf", **options)
-        marks = json.loads(typst.query(source, "<body-end>", field="value", **options))
-    if warnings:
-        raise ValueError(
-            f"typst warns: {[warning.message for warning in warnings]}; mend report.typ"
-        )
-    if not demo and marks[0] not in BODY_PAGES:
-        raise ValueError(f"the body ends on page {marks[0]}, not 3 to 5; edit report.typ")
-    target = folder / "report/report.pdf"
+        options["sys_inputs"] = {"stored": " ".join(figures.keys() - drawn.keys())}
+        return [compile_report(place / f"{name}.typ", folder, options) for name in REPORTS]
+
+
+def compile_report(source, folder, options):
+    """Compile a report; print what typst warns of, and a body that is too short or too long."""
+    pdf, warnings = typst.compile_with_warnings(str(source), format="pdf", **options)
+    (pages,) = json.loads(typst.query(str(source), "<body-end>", field="value", **options))
+    problems = [warning.message for warning in warnings]
+    if pages not in BODY_PAGES:
+        problems.append(f"the body ends on page {pages}, not on page 3 or 4")
+    for problem in problems:
+        print(f"warning: {source.name}: {problem}")
+    target = folder / f"report/{source.stem}.pdf"
     with atomic_path(target) as path:
         path.write_bytes(pdf)
     return target
@@ -262,13 +266,13 @@ def write_tables(folder):
 
 
 def main(folder=ROOT):
-    """Build the report of a folder and, in the full profile, its tables."""
+    """Build the reports of a folder and, in the full profile, its tables."""
     folder = Path(folder).resolve()
     read_all(folder)
     if RESULTS["01_data_splits"]["profile"] == "full":
         write_tables(folder)
-    return compile_report(folder)
+    return compile_reports(folder)
 
 
 if __name__ == "__main__":
-    print(main(*sys.argv[1:]))
+    print(*main(*sys.argv[1:]), sep="\n")

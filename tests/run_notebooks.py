@@ -247,9 +247,8 @@ def compare(output, paths):
 
 
 def build_reports(folder):
-    """Build the reports from the results and figures of a folder; return its report.pdf."""
+    """Build the reports from the results and figures of a folder, into its folder `report`."""
     subprocess.run([sys.executable, ROOT / "report/build.py", folder], check=True)
-    return folder / "report/report.pdf"
 
 
 def weights_of_seed_0(folder):
@@ -347,30 +346,30 @@ def install(output, paths, keep_stored):
 def restore():
     """Bring stored figures, results and reports back from git; nothing else is touched."""
     kinds = ["figures/*.png", "figures/*.pdf", "report/results/*.json"]
-    kinds += ["report/report.pdf", "report/RESULTS.md"]
+    kinds += ["report/*.pdf", "report/RESULTS.md"]
     done = subprocess.run(["git", "checkout", "HEAD", "--", *kinds], cwd=ROOT)
     print("figures, results and reports are as stored" if not done.returncode else "see above")
     return done.returncode
 
 
 def run(output, paths, numbers):
-    """Execute on real images, build the report there, compare; return what differs."""
+    """Execute on real images, build the reports there, compare; return what differs."""
     if not numbers:
         forget(output)
     execute_all(output, {"OSR_PROFILE": "full", "OSR_RETRAIN": None}, paths)
-    report = build_reports(output)
-    print(f"look at {report}, and at notebooks and figures in {output}")
+    build_reports(output)
+    print(f"look at the PDFs in {output / 'report'}, and at notebooks and figures in {output}")
     return compare(output, paths)
 
 
 def demo(output, paths, numbers):
-    """Execute small, and build the report of it."""
+    """Execute small, and build the reports of it."""
     if not numbers:
         forget(output)
     execute_all(output, {"OSR_PROFILE": "demo", "OSR_RETRAIN": None}, paths)
     if not numbers:
         build_reports(output)
-        print(f"look at {output / 'report/report.pdf'}")
+        print(f"look at the PDFs in {output / 'report'}")
     print(f"look at the notebooks and figures in {output}")
     return []
 

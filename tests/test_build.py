@@ -1,17 +1,24 @@
 """The reports: of the repository, and of the folder of a run that could not compute everything."""
 
+import io
 import json
+import re
 import shutil
+import statistics
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
 
 import pytest
 
 import build
-from helpers import files, store_rows
+from build import REPORTS
+from helpers import files, row, store_rows
 from osr.paths import ROOT
 from osr.results import TOLERANCE, read_file
 
 TABLES = "report/RESULTS.md"
 NOTEBOOK = "03_alpha_calibration"
+NOTEBOOK_OF_C = "02_autoencoder_topology"
 
 
 def cells(text, label):
@@ -30,31 +37,43 @@ def text(content):
     return "".join(map(text, parts))
 
 
-@pytest.fixture(scope="module")
-def half_a_run(tmp_path_factory):
-    """Build the report of a run that had no photographs and drew a single figure.
+@contextmanager
+def watched(selector):
+    """Ask typst for some elements of each report that is built; they land in {report: elements}."""
+    found, ask = {}, build.typst.query
 
-    Return its folder, and the figures and tables of the report, as typst knows them.
-    """
-    folder = tmp_path_factory.mktemp("run")
-    results = read_file(ROOT / f"report/results/{NOTEBOOK}.json")
-    for row in results["rows"]:
-        row["value"] += TOLERANCE / 10 * (row["metric"] == "accuracy")  # another processor's
-        if "cifar10" in row["ood"] and row["seed"] == 0:
-            row["stored"] = True
-    store_rows(folder, results.pop("rows"), NOTEBOOK, **results)
-    (folder / "figures").mkdir()
-    shutil.copyfile(ROOT / "figures/03_alphas.pdf", folder / "figures/03_alphas.pdf")
-    found = []
+    def query(source, mark, field, **options):
+        found[Path(source).stem] = json.loads(ask(source, selector, **options))
+        return ask(source, mark, field=field, **options)
 
-    def query(source, selector, field, **options):
-        found.extend(json.loads(ask(source, "figure", **options)))
-        return ask(source, selector, field=field, **options)
-
-    ask = build.typst.query
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(build.typst, "query", query)
-        assert build.main(folder) == folder / "report/report.pdf"
+        yield found
+
+
+def half_computed(folder, notebook, is_stored):
+    """Leave a notebook's results in a folder, as of another processor, without some of the rows."""
+    results = read_file(ROOT / f"report/results/{notebook}.json")
+    for result in results["rows"]:
+        result["value"] += TOLERANCE / 10 * (result["metric"] == "accuracy")
+        if is_stored(result):
+            result["stored"] = True
+    store_rows(folder, results.pop("rows"), notebook, **results)
+
+
+@pytest.fixture(scope="module")
+def half_a_run(tmp_path_factory):
+    """Build the reports of a run that had no photographs and no 4, and drew a single figure.
+
+    Return its folder, and the figures and tables of each report, as typst knows them.
+    """
+    folder = tmp_path_factory.mktemp("run")
+    half_computed(folder, NOTEBOOK, lambda r: "cifar10" in r["ood"] and r["seed"] == 0)
+    half_computed(folder, NOTEBOOK_OF_C, lambda r: r["ood"] == "mnist-4")
+    (folder / "figures").mkdir()
+    shutil.copyfile(ROOT / "figures/03_alphas.pdf", folder / "figures/03_alphas.pdf")
+    with watched("figure") as found:
+        assert build.main(folder) == [folder / f"report/{name}.pdf" for name in REPORTS]
     return folder, found
 
 
@@ -77,27 +96,130 @@ def test_the_tables_of_a_run_mark_what_it_has_not_computed(half_a_run):
     assert "°" not in "".join(cells(text, "**`osr_detector`**"))  # as another notebook stored it
 
 
-def test_the_report_of_a_run_marks_numbers_and_figures_that_it_has_not_made(half_a_run):
-    folder, found = half_a_run
-    assert (folder / "report/report.pdf").read_bytes().startswith(b"%PDF")
+def pictures_and_tables(figures):
+    """Return {picture: whether it was drawn in this run}, and the tables, as lists of texts."""
     drawn, tables = {}, []
-    for figure in found:
+    for figure in figures:
         if figure["kind"] == "image":
             drawn[figure["body"]["source"]] = "not drawn in this run" not in text(figure["caption"])
         else:
             tables.append([text(cell) for cell in figure["body"]["children"]])
+    return drawn, tables
+
+
+def test_the_report_of_a_run_marks_numbers_and_figures_that_it_has_not_made(half_a_run):
+    folder, found = half_a_run
+    drawn, tables = pictures_and_tables(found["report"])
     assert [name for name in drawn if drawn[name]] == ["figures/03_alphas.pdf"] and len(drawn) > 10
     (headline,) = (table for table in tables if "reference" in table)
     ours = next(i for i, cell in enumerate(headline) if cell.startswith("ours"))
     assert ["°" in cell for cell in headline[ours + 1 : ours + 4]] == [False, True, True]
     assert not any("°" in cell for cell in headline[:ours])
-    assert files(folder / "report") == [f"{NOTEBOOK}.json", "RESULTS.md", "report.pdf"]
+    made = [f"{name}.json" for name in (NOTEBOOK, NOTEBOOK_OF_C)] + ["RESULTS.md"]
+    assert files(folder / "report") == sorted([*made, "report.pdf", "system_c.pdf"])
+
+
+def test_the_report_on_system_c_marks_them_too(half_a_run):
+    drawn, tables = pictures_and_tables(half_a_run[1]["system_c"])
+    assert drawn and not any(drawn.values())
+    numbers = [cell for table in tables for cell in table if "±" in cell]
+    assert {cell.endswith("°") for cell in numbers} == {True, False}  # of the 4, and of the 8
+
+
+def test_a_demo_says_in_both_reports_that_it_is_one(tmp_path):
+    shutil.copytree(ROOT / "figures", tmp_path / "figures")
+    for path in (ROOT / "report/results").glob("*.json"):
+        results = read_file(path) | {"profile": "demo"}
+        rows = [result for result in results.pop("rows") if result["seed"] == 0]
+        store_rows(tmp_path, rows, path.stem, **results)
+    with watched("par") as found:
+        build.main(tmp_path)
+    for name in REPORTS:
+        assert any("small models on few images" in text(par["body"]) for par in found[name])
+    assert "RESULTS.md" not in files(tmp_path)
+
+
+def test_a_number_has_a_sample_deviation_and_a_mark_where_it_was_not_computed(tmp_path):
+    for name in ("template.typ", "refs.bib"):
+        shutil.copyfile(ROOT / "report" / name, tmp_path / name)
+    values = {"one": [0.5], "three": [0.1, 0.2, 0.4]}
+    rows = [row(method=key, value=v, seed=i) for key in values for i, v in enumerate(values[key])]
+    rows.append(row(method="stored", value=0.00275, stored=True))
+    store_rows(tmp_path, rows, "03_test").rename(tmp_path / "03_test.json")
+    source = tmp_path / "some.typ"
+
+    def numbers(*methods):
+        calls = [f'spread(read("03_test"), "{name}", "fashionmnist", "auroc")' for name in methods]
+        listed = f"#metadata(({', '.join(calls)},)) <numbers>"
+        source.write_text(f'#import "template.typ": *\n{listed}', encoding="utf-8")
+        (found,) = json.loads(build.typst.query(str(source), "<numbers>", field="value"))
+        return [text(number).replace("\xa0", " ") for number in found]
+
+    three = f"23.33 ± {100 * statistics.stdev(values['three']):.2f}"
+    assert numbers("one", "three", "stored") == ["50.00", three, "0.28°"]
+    with pytest.raises(Exception, match="no row four / mnist / fashionmnist / auroc"):
+        numbers("four")
+
+
+@pytest.fixture(scope="module")
+def built_anew(tmp_path_factory):
+    """Build the reports of what is stored; return their folder, and what the build prints."""
+    folder, said = tmp_path_factory.mktemp("all"), io.StringIO()
+    shutil.copytree(ROOT / "figures", folder / "figures")
+    with redirect_stdout(said):
+        build.main(folder)
+    return folder, said.getvalue()
+
+
+@pytest.mark.parametrize("name", REPORTS)
+def test_a_stored_report_has_a_body_of_three_or_four_pages(name, built_anew):
+    assert [line for line in built_anew[1].splitlines() if f"{name}.typ" in line] == []
+
+
+@pytest.mark.parametrize("name", REPORTS)
+def test_a_stored_report_is_that_of_the_stored_results_byte_for_byte(name, built_anew):
+    new, stored = (place / f"report/{name}.pdf" for place in (built_anew[0], ROOT))
+    assert new.read_bytes() == stored.read_bytes(), "`make report` stores it"
+
+
+def build_readers_own(folder, monkeypatch, addition, author=""):
+    """Build what a reader has made of the report on System C: a text at its end, and a name."""
+    for name in ("report", "figures"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("*.png"))
+    path = folder / "report/system_c.typ"
+    source = path.read_text("utf-8")
+    for place, new in (("#references", f"{addition}\n\n#references"),
+                       ('#let author = ""', f'#let author = "{author}"')):  # fmt: skip
+        assert source.count(place) == 1
+        source = source.replace(place, new)
+    path.write_text(source, encoding="utf-8")
+    monkeypatch.setattr(build, "ROOT", folder)
+    with watched("par") as found:
+        build.main(folder)
+    return {name: [text(par["body"]) for par in found[name]] for name in REPORTS}
+
+
+def test_a_reader_adds_a_name_and_a_section_and_is_told_that_the_body_is_too_long(
+    monkeypatch, tmp_path, capsys
+):
+    section = "\n\n= A fifth section\n\n#lorem(6000)"
+    found = build_readers_own(tmp_path, monkeypatch, section, "Ada Lovelace")
+    told = r"^warning: system_c.typ: the body ends on page ([5-9]|\d\d), not on page 3 or 4$"
+    assert re.search(told, capsys.readouterr().out, re.MULTILINE)
+    assert "Ada Lovelace" in found["system_c"] and "Ada Lovelace" not in found["report"]
+    assert b"Ada Lovelace" in (tmp_path / "report/system_c.pdf").read_bytes()  # its properties
+
+
+def test_a_reader_is_told_what_typst_warns_of(monkeypatch, tmp_path, capsys):
+    found = build_readers_own(tmp_path, monkeypatch, '#text(font: "Quill")[Mine]')
+    assert "warning: system_c.typ: unknown font family: quill\n" in capsys.readouterr().out
+    assert any("Mine" in par for par in found["system_c"])
 
 
 @pytest.fixture
 def tables_only(monkeypatch):
     """Leave typst out."""
-    monkeypatch.setattr(build, "compile_report", lambda folder: folder)
+    monkeypatch.setattr(build, "compile_reports", lambda folder: folder)
 
 
 def test_the_stored_tables_are_those_of_the_stored_results(tables_only, tmp_path):
