@@ -38,8 +38,7 @@ SAVE = textwrap.dedent("""
     import json
     from pathlib import Path
 
-    weights = {name: network["weights"] for name, network in networks.items()}
-    text = json.dumps([[*rows.values()], weights, [*map(str, limits.items())]])
+    text = json.dumps([[*rows.values()], [*map(str, thresholds.items())]])
     Path("PATH").write_text(text)
 """)
 
@@ -65,11 +64,11 @@ def run_until_evaluation(folder, spoil):
 
 @pytest.mark.runs
 def test_nothing_before_the_evaluation_depends_on_a_held_out_digit(tmp_path_factory):
-    """Weights carry the checksum of their training data; rows and thresholds that of the rest."""
+    """The weights that rows name carry the checksum of their training data."""
     folders = tmp_path_factory.mktemp("untouched"), tmp_path_factory.mktemp("spoilt")
     with ThreadPoolExecutor(2) as pool:
         untouched, spoilt = pool.map(run_until_evaluation, folders, (False, True))
-    assert all(untouched)  # there are rows, weights and limits
+    assert all(untouched)  # there are rows, with their weights, and thresholds
     assert spoilt == untouched
 
 
