@@ -41,7 +41,7 @@ from osr.contract import (
     ood_score,
     predict,
 )
-from osr.costs import PIXEL_COSTS, combine, max_logits, reconstruction_costs
+from osr.costs import PIXEL_COSTS, combine, max_logits, outline, reconstruction_costs
 from osr.datasets import (
     available_sets,
     data_notes,

@@ -294,7 +294,7 @@ def git(folder, *arguments):
 
 
 STORED = ("figures/03_a.png", "figures/03_a.pdf", "report/results/03_test.json",
-          "report/report.pdf", "report/RESULTS.md")  # fmt: skip
+          "report/report.pdf", "report/system_c.pdf", "report/RESULTS.md")  # fmt: skip
 READERS = ("notebooks/03_test.ipynb", "report/report.typ", "README.md", "osr/mine.py")
 
 
