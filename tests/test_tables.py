@@ -7,7 +7,7 @@ import pytest
 
 from helpers import row, some_rows, store_rows
 from osr.results import select_rows
-from osr.tables import format_rows, mean_and_deviation, write_csv
+from osr.tables import format_rows, format_seeds, mean_and_deviation, write_csv
 
 pytestmark = pytest.mark.usefixtures("sandbox")
 
@@ -16,9 +16,9 @@ pytestmark = pytest.mark.usefixtures("sandbox")
 
 
 def test_mean_and_deviation_by_hand():
-    # 10, 40 and 30: mean 26.667, deviations -16.667, 13.333, 3.333, their mean square 155.56.
+    # 10, 40 and 30: mean 26.667, deviations -16.667, 13.333, 3.333, sum of squares / 2: 233.33.
     found = mean_and_deviation(some_rows(), method="short/one", metric="auroc")
-    assert found == "26.67 ± 12.47"
+    assert found == "26.67 ± 15.28"
     assert mean_and_deviation(some_rows(), metric="accuracy") == "75.00"
     assert mean_and_deviation(some_rows(), metric="aupr_in") == "-"
 
@@ -34,19 +34,24 @@ def test_mean_and_deviation_agree_with_numpy():
     rows += [row(seed=3, metric="fpr95")]
     mean, deviation = mean_and_deviation(rows, metric="auroc").split(" ± ")
     assert float(mean) == pytest.approx(100 * np.mean(values), abs=0.00501)
-    assert float(deviation) == pytest.approx(100 * np.std(values), abs=0.00501)
+    assert float(deviation) == pytest.approx(100 * np.std(values, ddof=1), abs=0.00501)
 
 
 def test_a_text_is_marked_where_one_of_its_values_is_a_stored_one():
     rows = [row(seed=0, value=0.5), row(seed=1, value=0.7), row(ood="svhn", stored=True)]
-    assert mean_and_deviation(rows, ood="fashionmnist") == "60.00 ± 10.00"
+    assert mean_and_deviation(rows, ood="fashionmnist") == "60.00 ± 14.14"
     assert mean_and_deviation(rows, ood="svhn") == "50.00°"
     rows[1]["stored"] = True
-    assert mean_and_deviation(rows, ood="fashionmnist") == "60.00 ± 10.00°"
+    assert mean_and_deviation(rows, ood="fashionmnist") == "60.00 ± 14.14°"
     assert mean_and_deviation(rows, ood="fashionmnist", seed=0) == "50.00"
     assert mean_and_deviation(rows, ood="cifar10") == "-"
     with pytest.raises(ValueError, match=r"a row has no \['known'\]"):
         mean_and_deviation(rows, known="mnist")
+
+
+def test_seeds_are_counted_beside_their_mean_and_deviation():
+    assert format_seeds(np.array([0.5, 0.7])) == "0.600 ± 0.141 (2)"
+    assert format_seeds(np.array([0.25])).split() == ["0.250", "(1)"]
 
 
 # --- format_rows ----------------------------------------------------------------------------------
@@ -67,7 +72,7 @@ def test_rows_are_laid_out_by_seed_and_as_mean_and_deviation():
     assert head.split() == ["method", "id", "ood", "accuracy", "auroc"]
     assert first.split() == ["m", "mnist", "0.500"]
     assert second.split() == ["m", "mnist", "kmnist", "0.250"]
-    assert "0.600 ± 0.100" in format_rows(rows, seed=None)
+    assert "0.600 ± 0.141" in format_rows(rows, seed=None)
 
 
 @pytest.mark.parametrize("seed", [0, None])
@@ -97,7 +102,7 @@ def test_a_table_marks_what_was_not_computed():
     assert first.split() == ["margin", "mnist", "fashionmnist", "0.250", "0.750°"]
     assert second.split() == ["margin", "mnist", "svhn", "0.500°"]
     rows[2]["stored"] = True  # of seed 1
-    assert "0.250 " in format_rows(rows) and "0.500 ± 0.250°" in format_rows(rows, seed=None)
+    assert "0.250 " in format_rows(rows) and "0.500 ± 0.354°" in format_rows(rows, seed=None)
 
 
 def test_a_table_shows_the_stored_value_where_a_value_agrees(repository, monkeypatch):
