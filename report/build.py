@@ -85,7 +85,7 @@ def held_out_table():
     lines = [
         "| AUROC in %, ± sd over seeds | 8 (tuned on) | 4 (held out) |",
         "|---|---|---|",
-        f"| fully connected autoencoders, as earlier projects report | {100 * reference['8']:.0f} "
+        f"| fully connected autoencoders (trials before this project) | {100 * reference['8']:.0f} "
         f"| {100 * reference['4']:.0f} |",
     ]
     for method, label in (
