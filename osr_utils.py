@@ -29,7 +29,7 @@ them. The functions live in the rooms of the package `osr`, one concern each; CO
 how to add a data set, a score, a model or a notebook.
 """
 
-from osr import synthetic
+from osr import inversion, synthetic
 from osr.autoencoders import Autoencoder, fit_autoencoder, fit_classifier
 from osr.caches import DatasetNotFoundError, ImageSet
 from osr.checkpoints import load_weights
@@ -61,7 +61,7 @@ from osr.figures import (
     use_report_style,
 )
 from osr.hand_in_files import load_submission
-from osr.images import augment, to_model_input, warp
+from osr.images import augment, ground_matched, on_ground, to_model_input, warp
 from osr.metrics import ood_metrics
 from osr.models import (
     SHIPPED,

@@ -163,3 +163,30 @@ def warp(images, theta):
     grid = (theta.to(points).reshape(-1, 3) @ points).view(len(images), 2, side, side)
     warped = F.grid_sample(images.to(dtype), grid.permute(0, 2, 3, 1), align_corners=False)
     return warped.to(images.dtype)
+
+
+def on_ground(x, level):
+    """Return images on a brighter ground: black becomes `level` (in [0, 1]), white stays white."""
+    return level + (1 - level) * x
+
+
+def ground_matched(x, share, white=1.0):
+    """Make the ground of each image black, as MNIST's is, whatever it was.
+
+    Parameters
+    ----------
+    x : float tensor, (N, C, H, W) in [0, 1]
+    share : float or float tensor (N,)
+        In [0, 1]: the quantile of an image's own values that becomes black, with all below it.
+    white : float or float tensor (N, 1, 1, 1)
+        The value that becomes 1; at 1 white stays white, at an image's maximum it gets some.
+
+    Returns
+    -------
+    float tensor, (N, C, H, W) in [0, 1]
+    """
+    ordered = x.flatten(1).sort(1).values
+    share = torch.as_tensor(share, device=x.device).expand(len(x))
+    rank = (share * (ordered.shape[1] - 1)).long()[:, None]
+    ground = ordered.gather(1, rank).view(-1, 1, 1, 1)
+    return ((x - ground) / (white - ground).clamp_min(1e-3)).clamp(0, 1)

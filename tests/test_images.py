@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as tvf
 
 from helpers import other_defaults, random_images
-from osr.images import augment, to_model_input, warp
+from osr.images import augment, ground_matched, on_ground, to_model_input, warp
 
 # --- preprocessing --------------------------------------------------------------------------------
 
@@ -343,3 +343,36 @@ def test_an_amount_that_is_not_finite_is_refused(name, value):
     with pytest.raises(ValueError, match=f"{name} is {value}: give a finite number"):
         augment(torch.zeros(2, 1, 28, 28), numbers, **{name: value})
     assert torch.equal(numbers.get_state(), generator().get_state())
+
+
+# --- grounds --------------------------------------------------------------------------------------
+
+
+def test_a_ground_lifts_black_and_leaves_white():
+    x = torch.tensor([0.0, 0.5, 1.0]).view(1, 1, 1, 3)
+    assert on_ground(x, 0.2).flatten().tolist() == pytest.approx([0.2, 0.6, 1.0])
+    assert torch.equal(on_ground(x, 0), x)
+
+
+@pytest.mark.parametrize("share", [0, 0.25, 0.5, 0.75, 1])
+def test_ground_matching_blackens_the_quantile_of_each_image(share):
+    x = torch.rand(5, 3, 9, 7, generator=torch.Generator().manual_seed(0))
+    found = ground_matched(x, share)
+    for before, after in zip(x.numpy(), found.numpy(), strict=True):
+        ground = np.quantile(before, share, method="lower")
+        expected = np.clip((before - ground) / (1 - ground), 0, 1)
+        np.testing.assert_allclose(after, expected, atol=1e-5)
+        assert (after == 0).mean() >= share
+
+
+def test_ground_matching_takes_a_share_and_a_white_for_each_image():
+    x = torch.rand(2, 1, 4, 4, generator=torch.Generator().manual_seed(1)) * 0.5 + 0.2
+    share, white = torch.tensor([0.0, 0.5]), x.amax((1, 2, 3), keepdim=True)
+    found = ground_matched(x, share, white)
+    assert found.amax((1, 2, 3)).tolist() == pytest.approx([1, 1])
+    assert (found[0] == 0).sum() == 1 and (found[1] == 0).sum() == 8
+    assert torch.equal(found[:1], ground_matched(x[:1], 0.0, white[:1]))
+
+
+def test_a_flat_image_becomes_black():
+    assert not ground_matched(torch.full((1, 1, 5, 5), 0.7), 0.5).any()

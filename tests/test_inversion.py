@@ -1,194 +1,189 @@
-"""Notebook 06: conditioning, the four losses and the loop, against independent oracles."""
+"""The generator, its four losses, and the loop of classifier and generator."""
 
 import math
 
-import numpy as np
 import pytest
 import torch
-from scipy.special import rel_entr, softmax
+import torch.nn.functional as F
 
-import osr_utils
-import run_notebooks
+from helpers import state_bytes
+from osr import inversion
+from osr.models import GarbageClassifier
 
-nb = run_notebooks.definitions(run_notebooks.ROOT / "notebooks/06_network_inversion.ipynb")
+LOOP = {
+    "seed": 0, "epochs": 2, "lr": 1e-3, "decay": 0, "batch_size": 32, "garbage_weight": 1.0,
+    "noise": 40, "noise_mean": 0.5, "noise_sd": 0.5, "restart": True, "steps": 2,
+    "generator_batch": 8, "generator_lr": 1e-3, "weights": (1, 1, 1, 1), "gram": "raw", "added": 30,
+}  # fmt: skip
 
 
-def seeded(seed=0):
+def draws(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def test_uncertainty_estimate_against_its_definition():
-    logits = np.random.default_rng(0).normal(size=(50, 11)) * 4
-    p, u = softmax(logits, 1), np.full(11, 1 / 11)
-    y = np.eye(11)[p.argmax(1)]
-    expected = 1 - ((p - u) ** 2).sum(1) / ((y - u) ** 2).sum(1)
-    found = osr_utils.uncertainty_estimate(torch.from_numpy(logits)).numpy()
-    assert np.allclose(found, expected) and 0 <= found.min() and found.max() <= 1
+def tiny_digits(n=60, channels=1, side=28):
+    return torch.rand(n, channels, side, side, generator=draws()), torch.arange(n) % 10
 
 
-def test_soft_vectors_are_distributions_that_never_ask_for_garbage():
-    soft = nb["soft_vectors"](5_000, seeded())
-    assert soft.shape == (5_000, 11) and torch.allclose(soft.sum(1), torch.ones(5_000))
-    assert soft.argmax(1).max() == 9 and soft.max() < 0.999, "soft, not one-hot"
-    counts = soft.argmax(1).bincount(minlength=10)
-    assert counts.min() > 400, "every digit is asked for about equally often"
-    assert torch.equal(soft, nb["soft_vectors"](5_000, seeded()))
-
-
-def test_matrices_mark_one_row_and_one_column():
-    found = nb["matrices"](torch.arange(10))
-    assert found.shape == (10, 1, 10, 10)
-    for k in range(10):
-        expected = torch.zeros(10, 10)
-        expected[k], expected[:, k] = 1, 1
-        assert torch.equal(found[k, 0], expected)
-
-
-def test_cos_and_ortho_against_a_double_loop():
-    features = torch.randn(9, 5, generator=seeded())
-    unit = [row / row.norm() for row in features]
-    gram = [[float(a @ b) for b in unit] for a in unit]
-    off = [gram[i][j] for i in range(9) for j in range(9) if i != j]
-    assert math.isclose(nb["cos"](features), sum(off) / 72, abs_tol=1e-6)
-    gaps = [(gram[i][j] - (i == j)) ** 2 for i in range(9) for j in range(9)]
-    assert math.isclose(nb["ortho"](features), sum(gaps) / 81, abs_tol=1e-6)
-    assert math.isclose(nb["cos"](features[:1].repeat(4, 1)), 1, abs_tol=1e-6)
-    assert math.isclose(nb["ortho"](torch.eye(5)), 0, abs_tol=1e-6)
-
-
-def test_the_inversion_loss_weighs_its_four_parts():
-    model, pictures = osr_utils.GarbageClassifier().eval(), torch.rand(6, 1, 28, 28)
-    soft = nb["soft_vectors"](6, seeded())
-    features = model.penultimate(pictures)
-    logits = model.head(features).detach()
-    divergence = rel_entr(soft.numpy(), softmax(logits.numpy(), 1)).sum(1).mean()
-    entropy = -logits.log_softmax(1)[range(6), soft.argmax(1)].mean()
-    parts = [torch.tensor(divergence), entropy, nb["cos"](features), nb["ortho"](features)]
-    for k in range(4):
-        weights = [0.0] * 4
-        weights[k] = 2.0
-        found = nb["inversion_loss"](model, pictures, soft, weights)
-        assert torch.allclose(found, 2 * parts[k], atol=1e-5)
-
-
-@pytest.fixture
-def small(monkeypatch):
-    """The loop at a size that takes seconds."""
-    for name, value in {"STEPS": 2, "GENERATOR_BATCH": 8, "device": torch.device("cpu")}.items():
-        monkeypatch.setitem(nb, name, value)
-    x, y = torch.rand(60, 1, 28, 28, generator=seeded()), torch.arange(60) % 10
-    names = {
-        "validation_x": x,
-        "validation_y": y,
-        "development": {"a": x[:9], "b": x[9:20]},
-    }
-    for name, value in names.items():
-        monkeypatch.setitem(nb, name, value)
-    config = {"noise": 20, "steps": 2, "added": 100, "weights": (1, 1, 1, 1), "batch_size": 30,
-              "lr": 1e-3, "decay": 0, "augmentation": False, "garbage_weight": 1.0, "outliers": 0,
-              "gate": 0.0, "restart": False, "epochs": 3, "seed": 0}  # fmt: skip
-    return x, y, config
-
-
-def run(x, y, config):
-    osr_utils.seed_everything(config["seed"])
-    model = osr_utils.GarbageClassifier()
-    nb["inversion_loop"](model, x, y, config, lambda epoch: None)
+def run(model=None, **changes):
+    torch.manual_seed(0)
+    model = model or GarbageClassifier(widths=(2, 3, 4))
+    hooks = {k: changes.pop(k) for k in ("augmentation", "outliers", "watch", "after", "generator")
+             if k in changes}  # fmt: skip
+    inversion.inversion_loop(model, *tiny_digits(), LOOP | changes, **hooks)
     return model
 
 
-def test_the_loop_grows_its_garbage_and_repeats_itself(small):
-    x, y, config = small
-    model, again = run(x, y, config), run(x, y, config)
-    history = model.log["history"]
-    assert history.shape == (3, len(nb["EPOCH_COLUMNS"]))
-    assert history[:, 0].tolist() == [20, 120, 220] and history[:, 1:7].isfinite().all()
-    assert torch.equal(history[:, :7], again.log["history"][:, :7])
-    assert model.log["gallery"].shape == (3, 10, 28, 28) and model.log["gallery"].any()
-    for key in ("gallery", "gallery_uncertainty"):
-        assert torch.equal(model.log[key], again.log[key])
+@pytest.mark.parametrize("targets", [10, 11])
+def test_soft_vectors_are_distributions_whose_target_may_be_asked_for(targets):
+    soft = inversion.soft_vectors(3_000, targets, draws())
+    assert torch.allclose(soft.sum(1), torch.ones(3_000)) and (soft > 0).all()
+    assert set(soft.argmax(1).tolist()) == set(range(targets))
+    assert soft.amax(1).mean() < 0.9  # never one-hot
+
+
+def test_matrices_have_a_row_and_a_column_of_ones():
+    found = inversion.matrices(torch.tensor([0, 3]), 10)
+    for image, k in zip(found[:, 0], (0, 3), strict=True):
+        for i in range(10):
+            for j in range(10):
+                assert image[i, j] == (k in (i, j))
+
+
+@pytest.mark.parametrize("channels, side, targets", [(1, 28, 10), (1, 28, 11), (3, 32, 10)])
+def test_generator_makes_pictures_of_the_shape_asked_for(channels, side, targets):
+    generator = inversion.Generator(channels, side, targets)
+    pictures, soft = inversion.invert(generator, 7, draws())
+    assert pictures.shape == (7, channels, side, side) and soft.shape == (7, 11)
+    assert 0 <= pictures.min() and pictures.max() <= 1
+
+
+def test_generator_reads_the_matrix_of_the_target():
+    generator = inversion.Generator().eval()
+    soft, latent = inversion.soft_vectors(1, 10, draws()), torch.zeros(1, 100)
+    with torch.no_grad():
+        generator.embed.weight.zero_()  # then only the matrix tells the target
+        first, other = generator(soft, latent), generator(soft.roll(1, 1), latent)
+    assert not torch.equal(first, other)
+
+
+def test_losses_are_the_formulas_pair_by_pair():
+    features, n = torch.randn(5, 3, generator=draws()), 5
+    cosines = [
+        F.cosine_similarity(features[i], features[j], dim=0)
+        for i in range(n) for j in range(n) if i != j
+    ]  # fmt: skip
+    assert math.isclose(inversion.cosine(features), sum(cosines) / (n * (n - 1)), abs_tol=1e-6)
+    squares = [(features[i] @ features[j] - int(i == j)) ** 2 for i in range(n) for j in range(n)]
+    assert math.isclose(inversion.orthogonality(features), sum(squares) / n**2, rel_tol=1e-5)
+
+
+class Fixed(torch.nn.Module):
+    """Features are the first four pixels; logits a known linear map of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = torch.nn.Linear(4, 11)
+
+    def penultimate(self, x):
+        return x.flatten(1)[:, :4]
+
+
+@pytest.mark.parametrize("gram", ["raw", "normalised"])
+def test_inversion_loss_is_the_weighted_sum_of_its_parts(gram):
+    model, pictures = Fixed(), torch.rand(6, 1, 28, 28, generator=draws())
+    soft = inversion.soft_vectors(6, 10, draws())
+    features = model.penultimate(pictures)
+    q = model.head(features).softmax(1)
+    target = soft.argmax(1)
+    kl = (soft * (soft / q).log()).sum(1).mean()
+    ce = -q[torch.arange(6), target].log().mean()
+    rows = features / features.norm(dim=1, keepdim=True) if gram == "normalised" else features
+    parts = (kl, ce, inversion.cosine(features), inversion.orthogonality(rows))
+    for k, part in enumerate(parts):
+        weights = [float(i == k) for i in range(4)]
+        found = inversion.inversion_loss(model, pictures, soft, weights, gram)
+        assert torch.isclose(found, part, rtol=1e-5), k
+    total = inversion.inversion_loss(model, pictures, soft, (2, 3, 5, 7), gram)
+    assert torch.isclose(total, 2 * parts[0] + 3 * parts[1] + 5 * parts[2] + 7 * parts[3])
+
+
+def test_the_generator_learns_while_the_classifier_stands_still():
+    torch.manual_seed(0)
+    model, generator = GarbageClassifier(widths=(4, 4, 4)), inversion.Generator()
+    before = state_bytes(model)
+    optimizer = torch.optim.Adam(generator.parameters(), 1e-2)
+    config = LOOP | {"steps": 40, "generator_batch": 32, "weights": (1, 1, 0, 0)}
+    soft, latent = inversion.soft_vectors(64, 10, draws(1)), torch.randn(64, 100, generator=draws())
+
+    def loss():
+        with torch.no_grad():
+            pictures = generator.eval()(soft, latent)
+            return inversion.inversion_loss(model.eval(), pictures, soft, (1, 1, 0, 0), "raw")
+
+    first = loss()
+    inversion.train_generator(generator, optimizer, model, config, draws())
+    assert loss() < first and state_bytes(model) == before
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-def test_garbage_is_bounded_and_the_oldest_go(small, monkeypatch, capsys):
-    monkeypatch.setitem(nb, "LIMIT", 150)
-    model = run(*small)
-    assert model.log["history"][:, 0].tolist() == [20, 120, 150]
-    assert "oldest pictures of garbage dropped" in capsys.readouterr().out
+def test_one_seed_gives_the_same_bits_and_another_does_not():
+    first, again, other = run(), run(), run(seed=1)
+    assert state_bytes(first) == state_bytes(again) != state_bytes(other)
+    assert torch.equal(first.log["gallery"], again.log["gallery"])
 
 
-def test_the_gate_lets_nothing_through_that_is_too_sure(small):
-    x, y, config = small
-    model = run(x, y, config | {"gate": 1.1})
-    assert model.log["history"][:, 0].tolist() == [20, 20, 20]
+def test_the_log_has_a_line_an_epoch_and_garbage_grows_by_what_is_added():
+    told = []
+    model = run(epochs=3, watch=lambda model: [1.0, 2.0], after=told.append)
+    history = model.log["history"]
+    assert history.shape == (3, len(inversion.EPOCH_COLUMNS) + 2)
+    assert history[:, 0].tolist() == [40, 70, 100] and history[:, -2:].tolist() == [[1, 2]] * 3
+    assert model.log["gallery"].shape == (3, 10, 1, 28, 28) and told == [1, 2, 3]
+    assert model.log["gallery"].dtype == torch.uint8
+    assert ((history[:, 1:3] >= 0) & (history[:, 1:3] <= 1)).all()
 
 
-def test_the_generator_leaves_the_classifier_alone(small):
-    *_, config = small
-    model, draws = osr_utils.GarbageClassifier(), seeded()
-    before = {key: value.clone() for key, value in model.state_dict().items()}
-    generator = nb["Generator"]()
-    optimizer = torch.optim.Adam(generator.parameters())
-    nb["train_generator"](generator, optimizer, model, config, draws)
-    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+def test_without_steps_and_added_pictures_there_is_noise_alone():
+    history = run(epochs=3, steps=0, added=0).log["history"]
+    assert history[:, 0].tolist() == [40] * 3
 
 
-def test_a_longer_training_passes_through_the_shorter_ones(small, sandbox, monkeypatch, capsys):
-    """So the experiments that differ in their epochs alone are trained once."""
-    monkeypatch.setenv("OSR_RETRAIN", "1")
-    *_, config = small
-    images = np.random.default_rng(0).integers(0, 256, (60, 28, 28), dtype=np.uint8)
-    labels = np.arange(60) % 10
-    monkeypatch.setitem(nb, "mnist", osr_utils.ImageSet(images, labels, "mnist", ""))
-    (job,) = nb["trainings"]([config | {"epochs": n} for n in (1, 3, 2)])
-    assert job == config | {"cuts": [1, 2]}
-    fit = nb["fit_garbage_classifier"]
-    fit("tiny", config, images, labels, cuts=[2])
-    capsys.readouterr()
-    cut = fit("tiny", config | {"epochs": 2}, images, labels)
-    said = capsys.readouterr().out
-    assert said.startswith("loaded tiny-") and "changed" not in said, said
-    for path in osr_utils.checkpoint_dir().iterdir():
-        path.unlink()
-    alone = fit("tiny", config | {"epochs": 2}, images, labels)
-    for key, value in alone.state_dict().items():
-        assert torch.equal(value, cut.state_dict()[key]), key
-    assert alone.log.keys() == cut.log.keys() == {"history", "gallery", "gallery_uncertainty"}
-    for key, value in alone.log.items():
-        columns = slice(7) if key == "history" else slice(None)  # all but the seconds
-        assert len(value) == 2 and torch.equal(value[:, columns], cut.log[key][:, columns]), key
+def test_augmentation_sees_labels_and_outliers_are_garbage_of_one_epoch(monkeypatch):
+    seen, sizes = [], []
+
+    def augmentation(x, y, generator):
+        seen.append(y)
+        return x
+
+    def outliers(epoch, generator):
+        sizes.append(epoch)
+        return torch.zeros(5, 1, 28, 28)
+
+    run(augmentation=augmentation, outliers=outliers)
+    garbage = (torch.cat(seen) == 10).sum().item()
+    assert sizes == [0, 1] and garbage == (40 + 5) + (40 + 30 + 5)
 
 
-def test_trainings_with_a_falling_rate_are_not_merged():
-    config = {"decay": 1, "seed": 0}
-    jobs = nb["trainings"]([config | {"epochs": n} for n in (1, 3)])
-    assert [(job["epochs"], job["cuts"]) for job in jobs] == [(3, []), (1, [])]
+def test_garbage_weighs_as_one_class_however_much_there_is(monkeypatch):
+    weights = []
+
+    def train(model, images, labels, loss, **options):
+        monkeypatch.setattr(F, "cross_entropy", lambda *arguments: weights.append(arguments[2]))
+        loss(model, images[:4], labels[:4])
+        monkeypatch.undo()
+
+    model, (x, y) = GarbageClassifier(widths=(2, 2, 2)), tiny_digits()
+    for n in (3, 30):
+        monkeypatch.setattr(inversion, "train", train)
+        inversion.train_classifier(model, x, y, torch.zeros(n, 1, 28, 28), LOOP, 0)
+    for n, weight in zip((3, 30), weights, strict=True):
+        assert weight[:10].tolist() == [1] * 10 and math.isclose(weight[10] * n, 6, rel_tol=1e-6)
 
 
-@torch.no_grad()
-def test_calibration_keeps_the_share_of_validation_digits(small):
-    x, *_ = small
-    model = osr_utils.GarbageClassifier().eval()
-    nb["calibrate_garbage"](model, 0.8)
-    assert (osr_utils.ood_score(model(x)) > 0).sum() == 12, "a fifth of sixty"
-
-
-def test_photographed_digits_stand_on_ground_that_is_never_black():
-    synthetic = osr_utils.synthetic
-    x = torch.zeros(300, 1, 28, 28)
-    x[:, :, 6:22, 12:16] = 1  # a bar
-    found = synthetic.photographed(x, seeded())
-    assert found.shape == x.shape and found.min() >= 0 and found.max() <= 1
-    assert torch.equal(found, synthetic.photographed(x, seeded()))
-    ground = found[..., :8].flatten(1)
-    assert ground.mean(1).min() > 0.003 and (ground > 0).float().mean(1).min() > 0.5
-    bar = found[:, 0, 8:20, 13:15].flatten(1).mean(1)
-    assert (bar - ground.mean(1)).abs().gt(0.05).float().mean() > 0.8, "most can still be read"
-
-
-def test_changed_digits_join_the_pool(small):
-    x, y, _ = small
-    pool = torch.zeros(30, 1, 28, 28)
-    assert len(nb["add_changed_digits"](pool, x, y, 0, seeded())) == 30 + 20
-    assert len(nb["add_changed_digits"](pool, x, y, 7, seeded())) == 30 + 20 + 7
-    assert not len(nb["add_changed_digits"](pool[:0], x, y, 0, seeded()))
+def test_pictures_in_colour_have_a_loop_of_their_own():
+    torch.manual_seed(0)
+    model = GarbageClassifier(3, (2, 3, 4))
+    inversion.inversion_loop(model, *tiny_digits(30, 3, 32), LOOP,
+                             generator=lambda: inversion.Generator(3, 32))  # fmt: skip
+    assert model.log["gallery"].shape == (2, 10, 3, 32, 32)
