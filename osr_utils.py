@@ -33,7 +33,7 @@ from osr import inversion, synthetic
 from osr.autoencoders import Autoencoder, fit_autoencoder, fit_classifier
 from osr.caches import DatasetNotFoundError, ImageSet
 from osr.checkpoints import load_weights
-from osr.comparisons import all_seeds, bootstrap_aurocs, difference_of_designs
+from osr.comparisons import add_stored, all_seeds, bootstrap_aurocs, difference_of_designs
 from osr.contract import (
     OOD_LABEL,
     CombinedDataset,
@@ -98,11 +98,11 @@ from osr.results import (
 from osr.scores import (
     FEATURE_DETECTORS,
     OUTPUT_SCORES,
+    add_sums,
     all_scores,
     calibrate_alpha_percentile,
     energy,
     fit_detectors,
-    mahalanobis,
     max_logit,
     msp,
     output_scores,

@@ -1,10 +1,12 @@
 """Is one design better than another? Seeds of the training and draws of the test images, joined."""
 
+import json
+
 import numpy as np
 from scipy.stats import t as student_t
 
-from osr.paths import profile, retraining
-from osr.results import as_stored, stored_rows
+from osr.paths import profile, retraining, seeds
+from osr.results import as_stored, name_of, read_file, stored_path, stored_rows
 
 RESAMPLES = 200
 
@@ -75,3 +77,21 @@ def all_seeds(rows, notebook):
         return own
     computed = {row["seed"] for row in own}
     return own + [row for row in stored_rows(notebook) if row["seed"] not in computed]
+
+
+def add_stored(rows, notebook, config):
+    """Add the repository's rows that only a retraining computes to the rows of this run.
+
+    Those of this run's seeds are marked as "stored". A demo and a retraining know their own alone;
+    rows of another configuration are left out, which is said.
+    """
+    path = stored_path(notebook)
+    if profile() == "demo" or retraining() or not path.is_file():
+        return
+    stored = read_file(path)
+    if stored["config"] != json.loads(json.dumps(config)):
+        print("what only a retraining computes is left out: it belongs to another configuration")
+        return
+    for row in stored["rows"]:
+        mark = {"stored": True} if row["seed"] in seeds() else {}
+        rows.setdefault(name_of(row), row | mark)

@@ -79,44 +79,6 @@ def output_scores(logits):
     return scores
 
 
-def mahalanobis(memory, labels, vectors, nearest, shared):
-    """Return squared Mahalanobis distances to the mean of a class each.
-
-    Parameters
-    ----------
-    memory : float array, (M, D)
-    labels : int array, (M,)
-        The classes of `memory`, 0 to K - 1.
-    vectors : float array, (N, D)
-    nearest : int array, (N,)
-        The class to whose mean each vector is compared.
-    shared : bool
-        One covariance for all classes (Lee et al. 2018), or one for each.
-
-    Returns
-    -------
-    float array, (N,)
-
-    Raises
-    ------
-    ValueError
-        If a class is missing in `labels`, or has one vector and no `shared` covariance.
-    """
-    check_classes(labels, labels.max() + 1)
-    if len(strange := np.setdiff1d(nearest, labels)):
-        raise ValueError(f"nearest holds {strange}, which labels do not: give classes of labels")
-    if not shared and np.bincount(labels).min() < 2:
-        raise ValueError("a class of one vector has no covariance of its own: give shared=True")
-    means = np.stack([memory[labels == k].mean(0) for k in range(labels.max() + 1)])
-    centred, distance = memory - means[labels], np.empty(len(vectors))
-    for k in range(len(means)):
-        covariance = np.atleast_2d(np.cov((centred if shared else centred[labels == k]).T))
-        covariance += 1e-6 * np.eye(len(covariance))
-        away = vectors[nearest == k] - means[k]
-        distance[nearest == k] = (away @ np.linalg.inv(covariance) * away).sum(1)
-    return distance
-
-
 def _pytorch_ood(kind, **options):
     """Return a detector of pytorch-ood, whose import takes seconds."""
     return getattr(import_module("pytorch_ood.detector"), kind)(None, **options)
@@ -199,6 +161,30 @@ def all_scores(model, outputs, known, inputs):
         for key, detector in detectors.items():
             scores[name][key] = detector.predict_features(seen)
     return scores
+
+
+# name -> the two scores whose sum it is
+SCORE_SUMS = {
+    "garbage_margin+mahalanobis": ("garbage_margin", "mahalanobis"),
+    "garbage_margin+knn": ("garbage_margin", "knn"),
+    "garbage_margin+vim": ("garbage_margin", "vim"),
+    "energy+mahalanobis": ("energy", "mahalanobis"),
+}
+
+
+def add_sums(scores):
+    """Add the `SCORE_SUMS` whose parts are there to the scores of each set, in place.
+
+    Each part is measured in standard deviations from its mean on the known images of the set that
+    is called "validation".
+    """
+    reference = {
+        key: (values.mean(), values.std() + 1e-12) for key, values in scores["validation"].items()
+    }
+    for found in scores.values():
+        for name, parts in SCORE_SUMS.items():
+            if {*parts} <= {*found}:  # a network of ten outputs has no garbage
+                found[name] = sum((found[k] - reference[k][0]) / reference[k][1] for k in parts)
 
 
 def calibrate_alpha_percentile(model, loader, device, percentile):

@@ -106,7 +106,7 @@ def fit_or_load(name, config, train, *, build, data, note=""):
     meta = {"name": name, "config": config, "data": sums, "source": code}
     meta["trained"] = {
         "seconds": round(time.perf_counter() - start, 1),
-        "device": next(model.parameters()).device.type,
+        "device": next((value.device.type for value in model.parameters()), "cpu"),
         "torch": torch.__version__,
     }
     save_weights(model, own, meta)

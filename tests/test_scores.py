@@ -6,7 +6,6 @@ import re
 import numpy as np
 import pytest
 import torch
-from scipy.spatial.distance import mahalanobis as distance_of_scipy
 from scipy.special import logsumexp, softmax
 from torch import nn
 
@@ -86,59 +85,19 @@ def test_logits_of_other_widths_and_complex_ones_are_refused(logits, found):
 # --- of features ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("shared", [True, False])
-def test_mahalanobis_agrees_with_scipy(shared):
+def test_sums_measure_each_part_in_deviations_of_the_validation_images():
     rng = np.random.default_rng(0)
-    labels = rng.integers(4, size=400)
-    memory = rng.normal(size=(400, 5)) * [1, 2, 0.5, 1, 3] * (1 + labels[:, None]) + labels[:, None]
-    vectors, nearest = rng.normal(size=(30, 5)) * 3, rng.integers(4, size=30)
-    found = scores.mahalanobis(memory, labels, vectors, nearest, shared)
-    within = memory - np.stack([memory[labels == k].mean(0) for k in range(4)])[labels]
-    for vector, k, distance in zip(vectors, nearest, found, strict=True):
-        covariance = np.cov((within if shared else memory[labels == k]).T)
-        inverse = np.linalg.inv(covariance + 1e-6 * np.eye(5))
-        expected = distance_of_scipy(vector, memory[labels == k].mean(0), inverse) ** 2
-        assert distance == pytest.approx(expected, rel=1e-9)
-
-
-@pytest.mark.parametrize("shared", [True, False])
-def test_mahalanobis_of_a_single_feature_is_the_square_over_the_variance(shared):
-    memory = np.array([[0.0], [2], [4], [10], [16]])  # means 2, 13; variances 4, 18
-    found = scores.mahalanobis(
-        memory, np.array([0, 0, 0, 1, 1]), np.array([[5.0], [10]]), np.array([0, 1]), shared
-    )
-    variances = [(8 + 18) / 4] * 2 if shared else [4, 18]
-    assert found == pytest.approx([9 / variances[0], 9 / variances[1]], rel=1e-5)
-
-
-@pytest.mark.parametrize(
-    "labels, nearest, message",
-    [
-        ([0, 0, 2, 2], [0], r"classes \[1\] are missing.*of 0..2"),
-        ([1, 1, 2, 2], [1], r"classes \[0\] are missing"),
-        ([0, 0, 1, 1], [0, 2, 5], r"nearest holds \[2 5\], which labels do not"),
-        ([0, 0, 1, 1], [-1], r"nearest holds \[-1\]"),
-        ([0, 0, 0, 1], [0], "a class of one vector .*shared=True"),
-    ],
-)
-@pytest.mark.filterwarnings("error")
-def test_mahalanobis_refuses_classes_that_it_cannot_describe(labels, nearest, message):
-    memory = np.array([[0.0, 1], [1, 0], [3, 5], [4, 4]])
-    vectors, nearest = memory[: len(nearest)], np.array(nearest)
-    with pytest.raises(ValueError, match=message):
-        scores.mahalanobis(memory, np.array(labels), vectors, nearest, shared=False)
-    if "shared" in message:
-        assert scores.mahalanobis(memory, np.array(labels), vectors, nearest, shared=True) > 0
-
-
-def test_mahalanobis_tells_the_two_kinds_of_covariance_apart():
-    corners = np.array([[-1.0, -1], [-1, 1], [1, -1], [1, 1]])  # of no correlation
-    memory, labels = np.concatenate([corners, 10 * corners]), np.repeat([0, 1], 4)
-    vectors, nearest = np.array([[2.0, 0], [2, 0]]), np.array([0, 1])
-    own = scores.mahalanobis(memory, labels, vectors, nearest, shared=False)
-    assert own == pytest.approx([4 / (4 / 3), 4 / (400 / 3)], rel=1e-5)
-    both = scores.mahalanobis(memory, labels, vectors, nearest, shared=True)
-    assert both == pytest.approx([4 / (404 / 7)] * 2, rel=1e-5)
+    found = {
+        name: {key: torch.tensor(rng.normal(3, 7, n)) for key in ("energy", "mahalanobis", "knn")}
+        for name, n in (("validation", 20), ("x", 5))
+    }
+    expected = 0
+    for key in ("energy", "mahalanobis"):
+        known = found["validation"][key].numpy()
+        expected += (found["x"][key].numpy() - known.mean()) / known.std(ddof=1)
+    scores.add_sums(found)
+    assert found["x"]["energy+mahalanobis"].numpy() == pytest.approx(expected)
+    assert "garbage_margin+knn" not in found["x"]  # a network of ten outputs has no garbage
 
 
 class Distance:
