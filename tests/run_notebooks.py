@@ -110,8 +110,8 @@ def definitions(path):
 
 # What a notebook reads of others (in a demo, their models), in the order in which they are taken.
 NEEDS = {
-    "05": (), "03": (), "03b": ("03",), "02": (), "06": ("03b",), "07": ("02", "05", "06"),
-    "04": ("03", "03b"), "02b": ("02",),
+    "05": (), "03": (), "03b": ("03",), "02": (), "06": ("03b",), "07": ("06",),
+    "07b": ("02", "05", "06"), "04": ("03", "03b"), "02b": ("02",),
 }  # fmt: skip
 
 

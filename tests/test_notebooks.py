@@ -59,7 +59,9 @@ def test_every_recomputed_row_on_official_data_stands_in_a_checked_cell(stored):
     for row in json.loads(results.read_text())["rows"] if results.is_file() else []:
         copied = row["id"].startswith(("mnist_c", "cifar10", "svhn"))
         official = row["ood"] in OFFICIAL_OOD and not copied
-        if row["seed"] == 0 and official:
+        # Of the leaderboard's hundreds of lines the telling ones are printed in a checked cell; a
+        # run compares all of them with the results file.
+        if row["seed"] == 0 and official and row["system"] != "leaderboard":
             words = {row["method"], *filter(None, [row["ood"]])}
             # Stored with six decimals: the value itself may round to either side. What is printed
             # may be the value, or what `as_stored` makes of it; a difference has a sign.
