@@ -9,6 +9,7 @@ from sklearn.metrics import roc_auc_score
 
 from helpers import row, store_rows
 from osr import comparisons
+from osr.results import name_of
 
 RNG = np.random.default_rng(7)
 SCORES = {
@@ -154,3 +155,27 @@ def test_rows_of_seeds_that_were_not_computed_are_the_repositorys(repository, mo
             found = comparisons.all_seeds(computed, "02_test")
             assert [one["seed"] for one in found] == [0, 2, 5]
             assert found[0]["value"] == pytest.approx(0.5, abs=1e-6)
+
+
+def test_rows_that_only_a_retraining_computes_are_added(repository, monkeypatch, capsys):
+    kept = [row(seed=seed, value=seed / 10 + 0.5) for seed in (0, 1)] + [row(method="msp")]
+    store_rows(repository, kept, "02_test", config={"epochs": 2})
+
+    def added(config, notebook="02_test"):
+        mine = row(seed=0, value=0.25)
+        rows = {name_of(mine): mine}
+        comparisons.add_stored(rows, notebook, config)
+        return [*rows.values()]
+
+    mine, other, only = added({"epochs": 2})
+    assert mine == row(seed=0, value=0.25), "what this run computed stays"
+    assert other == kept[1], "another seed's, which no run without a retraining computes"
+    assert only == kept[2] | {"stored": True}
+    assert not capsys.readouterr().out
+    assert len(added({"epochs": 3})) == 1
+    assert "another configuration" in capsys.readouterr().out
+    assert len(added({"epochs": 2}, "04_none")) == 1
+    for name, value in (("OSR_PROFILE", "demo"), ("OSR_RETRAIN", "1")):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, value)
+            assert len(added({"epochs": 2})) == 1

@@ -366,6 +366,18 @@ def test_the_log_comes_back_bit_for_bit(repository, shipped):
             assert torch.equal(log[key], value) and log[key].dtype == value.dtype
 
 
+def test_a_log_can_be_all_there_is(repository):
+    def curve(model):
+        model.log["history"] = torch.arange(3.0)
+
+    def call():
+        data = {"images": np.zeros(2, np.uint8)}
+        return weights.fit_or_load("curve", {"seed": 0}, curve, build=nn.Identity, data=data)
+
+    for _ in range(2):  # trained, and found again
+        assert call().log["history"].tolist() == [0, 1, 2]
+
+
 def test_what_is_logged_is_no_part_of_the_network(folder):
     model = Job().run()
     assert model.log["history"].tolist() == [0.75, 0.5]
