@@ -92,6 +92,7 @@ def add_stored(rows, notebook, config):
     if stored["config"] != json.loads(json.dumps(config)):
         print("what only a retraining computes is left out: it belongs to another configuration")
         return
+    own = seeds()
     for row in stored["rows"]:
-        mark = {"stored": True} if row["seed"] in seeds() else {}
+        mark = {"stored": True} if row["seed"] in own else {}
         rows.setdefault(name_of(row), row | mark)

@@ -100,6 +100,18 @@ def test_sums_measure_each_part_in_deviations_of_the_validation_images():
     assert "garbage_margin+knn" not in found["x"]  # a network of ten outputs has no garbage
 
 
+def test_sums_with_the_garbage_margin_by_hand():
+    found = {
+        "validation": {"garbage_margin": torch.tensor([0.0, 2.0, 4.0])},
+        "x": {"garbage_margin": torch.tensor([6.0])},
+    }
+    for values in found.values():
+        for other in ("mahalanobis", "knn", "vim", "energy"):
+            values[other] = 10 * values["garbage_margin"]
+    scores.add_sums(found)
+    assert found["x"]["garbage_margin+knn"].item() == pytest.approx(2 * (6 - 2) / 2)
+
+
 class Distance:
     """A detector that a student might add: the distance to the mean of all features."""
 
