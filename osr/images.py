@@ -170,7 +170,7 @@ def on_ground(x, level):
     return level + (1 - level) * x
 
 
-def ground_matched(x, share, white=1.0):
+def ground_matched(x, share):
     """Make the ground of each image black, as MNIST's is, whatever it was.
 
     Parameters
@@ -178,8 +178,6 @@ def ground_matched(x, share, white=1.0):
     x : float tensor, (N, C, H, W) in [0, 1]
     share : float or float tensor (N,)
         In [0, 1]: the quantile of an image's own values that becomes black, with all below it.
-    white : float or float tensor (N, 1, 1, 1)
-        The value that becomes 1; at 1 white stays white, at an image's maximum it gets some.
 
     Returns
     -------
@@ -189,4 +187,4 @@ def ground_matched(x, share, white=1.0):
     share = torch.as_tensor(share, device=x.device).expand(len(x))
     rank = (share * (ordered.shape[1] - 1)).long()[:, None]
     ground = ordered.gather(1, rank).view(-1, 1, 1, 1)
-    return ((x - ground) / (white - ground).clamp_min(1e-3)).clamp(0, 1)
+    return ((x - ground) / (1 - ground).clamp_min(1e-3)).clamp(0, 1)
